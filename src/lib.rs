@@ -1,0 +1,5 @@
+//! Countersign: the authentication service that internal microservices call
+//! over gRPC.
+
+pub mod domain;
+pub mod error;

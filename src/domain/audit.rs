@@ -1,0 +1,110 @@
+//! What the audit log records: who did what to whom, and how it ended. Ids
+//! only; addresses and user agents are kept apart, so that a person can be
+//! erased.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{RoleId, SessionId, UserId};
+
+/// One security-relevant event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEvent {
+    /// UUID of version 7.
+    pub id: Uuid,
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub action: Action,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Who did it; none for anonymous callers and for the command line.
+    pub actor: Option<UserId>,
+    /// The account concerned.
+    pub subject: Option<UserId>,
+    /// The session concerned.
+    pub session_id: Option<SessionId>,
+    /// The role concerned.
+    pub role_id: Option<RoleId>,
+    /// Finds the call in the log.
+    pub correlation_id: String,
+    /// Where the call came from; stored apart.
+    pub address: Option<IpAddr>,
+    /// What the call said it was; stored apart.
+    pub user_agent: String,
+}
+
+/// How an event ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As asked.
+    Success,
+    /// Refused.
+    Failure,
+}
+
+macro_rules! actions {
+    ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
+        /// What happened.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Action {
+            $($(#[$doc])+ $variant,)+
+        }
+
+        impl Action {
+            /// The name in the database.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+actions! {
+    /// An account was registered by its owner.
+    UserRegistered = "user.registered",
+    /// An account was created by another.
+    UserCreated = "user.created",
+    /// An account was changed.
+    UserUpdated = "user.updated",
+    /// An account was disabled.
+    UserDisabled = "user.disabled",
+    /// An account was enabled.
+    UserEnabled = "user.enabled",
+    /// An account was deleted.
+    UserDeleted = "user.deleted",
+    /// A session was opened, or a login failed.
+    Login = "session.login",
+    /// A session was ended by its owner.
+    Logout = "session.logout",
+    /// A session was ended, by its owner or another.
+    SessionRevoked = "session.revoked",
+    /// All sessions of an account were ended.
+    SessionsRevoked = "session.revoked_all",
+    /// A refresh token was presented again within the grace.
+    RefreshReplayed = "session.refresh_replayed",
+    /// An old refresh token was presented; the session was ended.
+    RefreshStolen = "session.refresh_stolen",
+    /// A password was changed by its owner.
+    PasswordChanged = "password.changed",
+    /// A password was set by another.
+    PasswordSet = "password.set",
+    /// A stored password was hashed anew with the parameters in force.
+    PasswordRehashed = "password.rehashed",
+    /// A role was granted.
+    RoleGranted = "role.granted",
+    /// A role was revoked.
+    RoleRevoked = "role.revoked",
+    /// A role was created.
+    RoleCreated = "role.created",
+    /// A role was changed.
+    RoleUpdated = "role.updated",
+    /// A role was deleted.
+    RoleDeleted = "role.deleted",
+    /// A signing key was created.
+    KeyCreated = "key.created",
+}

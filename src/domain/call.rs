@@ -1,0 +1,167 @@
+//! One call, as the rooms behind the wire see it.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use countersign_verifier::Caller;
+
+use super::{SessionId, UserId};
+
+/// Who calls, from where, until when, and what it has cost so far. Every
+/// service function takes one.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Whom the access token speaks for; none for anonymous calls.
+    pub caller: Option<Arc<Caller>>,
+    /// Where the call came from.
+    pub peer: Peer,
+    /// The `user-agent`, cleaned and cut.
+    pub user_agent: String,
+    /// Names the call in logs, errors and the audit log.
+    pub correlation_id: CorrelationId,
+    /// Work that cannot finish by then is not begun.
+    pub deadline: Option<Instant>,
+    /// What it has cost so far.
+    pub cost: Arc<Cost>,
+}
+
+/// Where a call came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Peer {
+    /// The client's address: that of the connection, or what a trusted proxy
+    /// says. None on a Unix socket and for background work.
+    pub address: Option<IpAddr>,
+}
+
+/// Names a call in logs, errors and the audit log: at most 64 printable ASCII
+/// characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CorrelationId(Arc<str>);
+
+/// What a call has cost so far. Shared with work that outlives the call.
+#[derive(Debug, Default)]
+pub struct Cost {
+    queries: AtomicU64,
+    database: AtomicU64,
+    hash_wait: AtomicU64,
+    hash: AtomicU64,
+}
+
+impl Call {
+    /// A call that the process makes itself: a task or the command line.
+    pub fn internal(name: &str) -> Self {
+        Self {
+            caller: None,
+            peer: Peer::default(),
+            user_agent: String::new(),
+            correlation_id: CorrelationId(name.into()),
+            deadline: None,
+            cost: Arc::default(),
+        }
+    }
+
+    /// The user who calls.
+    pub fn user_id(&self) -> Option<UserId> {
+        self.caller.as_ref().map(|caller| UserId(caller.subject))
+    }
+
+    /// The session of the access token.
+    pub fn session_id(&self) -> Option<SessionId> {
+        self.caller
+            .as_ref()
+            .map(|caller| SessionId(caller.session_id))
+    }
+
+    /// How long there is left, if there is a deadline.
+    pub fn remaining(&self) -> Option<Duration> {
+        self.deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether the deadline has passed.
+    pub fn is_late(&self) -> bool {
+        self.remaining() == Some(Duration::ZERO)
+    }
+}
+
+impl CorrelationId {
+    /// The most characters.
+    pub const MOST: usize = 64;
+
+    /// Takes a caller's id if its form is harmless: 1 to 64 of letters,
+    /// digits, `.`, `_`, `-`, `:`.
+    pub fn accept(text: &str) -> Option<Self> {
+        let harmless = |b: u8| b.is_ascii_alphanumeric() || b"._-:".contains(&b);
+        ((1..=Self::MOST).contains(&text.len()) && text.bytes().all(harmless))
+            .then(|| Self(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<uuid::Uuid> for CorrelationId {
+    fn from(id: uuid::Uuid) -> Self {
+        Self(id.simple().to_string().into())
+    }
+}
+
+impl fmt::Display for CorrelationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Cost {
+    /// Adds one query and the time that it took, acquiring a connection
+    /// included.
+    pub fn add_query(&self, time: Duration) {
+        self.queries.fetch_add(1, Relaxed);
+        self.add_database(time);
+    }
+
+    /// Adds time spent on the database but not on a query: waiting for a
+    /// connection.
+    pub fn add_database(&self, time: Duration) {
+        self.database.fetch_add(micros(time), Relaxed);
+    }
+
+    /// Adds a wait for a hash lane and the hashing itself.
+    pub fn add_hash(&self, wait: Duration, hashing: Duration) {
+        self.hash_wait.fetch_add(micros(wait), Relaxed);
+        self.hash.fetch_add(micros(hashing), Relaxed);
+    }
+
+    /// Number of queries.
+    pub fn queries(&self) -> u64 {
+        self.queries.load(Relaxed)
+    }
+
+    /// Microseconds spent on the database.
+    pub fn database_micros(&self) -> u64 {
+        self.database.load(Relaxed)
+    }
+
+    /// Microseconds spent waiting for a hash lane.
+    pub fn hash_wait_micros(&self) -> u64 {
+        self.hash_wait.load(Relaxed)
+    }
+
+    /// Microseconds spent hashing.
+    pub fn hash_micros(&self) -> u64 {
+        self.hash.load(Relaxed)
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

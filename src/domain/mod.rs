@@ -1,0 +1,31 @@
+//! What things are: values, their rules and their states. No I/O, no clock, no
+//! database, no wire; whatever is built here is legal.
+
+pub mod audit;
+pub mod call;
+pub mod entropy;
+pub mod id;
+pub mod identity;
+pub mod page;
+pub mod password;
+pub mod permission;
+pub mod role;
+pub mod session;
+pub mod signing_key;
+pub mod text;
+pub mod trust;
+pub mod user;
+pub mod violation;
+
+pub use audit::AuditEvent;
+pub use call::{Call, CorrelationId, Cost, Peer};
+pub use entropy::Entropy;
+pub use id::{RoleId, SessionId, UserId};
+pub use identity::{DisplayName, Email, Identifier, Username};
+pub use page::{Page, PageSize};
+pub use password::{Password, PasswordHash};
+pub use permission::{Permission, PermissionName};
+pub use role::{Role, RoleName};
+pub use session::Session;
+pub use user::{Metadata, User, UserStatus};
+pub use violation::{Invalid, Violations};

@@ -1,0 +1,115 @@
+//! Sessions: one login and all tokens that come of it.
+
+use std::net::IpAddr;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{SessionId, UserId};
+
+/// A session as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// The claim `sid`.
+    pub id: SessionId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// What Login was given.
+    pub device_name: String,
+    /// The `user-agent` of the login.
+    pub user_agent: String,
+    /// The client address of the login.
+    pub address: Option<IpAddr>,
+    /// When the login was.
+    pub created_at: Timestamp,
+    /// When it was last refreshed.
+    pub last_used_at: Timestamp,
+    /// When it ends unless it is refreshed before.
+    pub expires_at: Timestamp,
+}
+
+/// How long sessions live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// Without a refresh.
+    pub idle: SignedDuration,
+    /// In all.
+    pub absolute: SignedDuration,
+    /// How long a replayed refresh token still gets its successor.
+    pub grace: SignedDuration,
+}
+
+impl Lifetimes {
+    /// When a session that is used now ends unless it is used again.
+    pub fn expiry(&self, created_at: Timestamp, now: Timestamp) -> Timestamp {
+        (now + self.idle).min(created_at + self.absolute)
+    }
+}
+
+/// Where a session stands with its refresh tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The generation of its current token.
+    pub generation: i64,
+    /// When that was made.
+    pub rotated_at: Timestamp,
+}
+
+/// What a presented refresh token of a live session means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presented {
+    /// The current token, or one ahead of the row whose commit a failover
+    /// lost: our MAC says that we issued it. It advances the session.
+    Current,
+    /// The one before, within the grace: a lost reply or racing clients. It
+    /// gets the same successor.
+    Replayed,
+    /// Older than that: someone kept a copy.
+    Stolen,
+}
+
+impl Progress {
+    /// Judges a token of generation `presented`. The grace counts from the
+    /// later of the last rotation and `recovered_at`, this node's last
+    /// database recovery: during an outage nobody could have retried.
+    pub fn judge(
+        &self,
+        presented: i64,
+        now: Timestamp,
+        recovered_at: Option<Timestamp>,
+        grace: SignedDuration,
+    ) -> Presented {
+        if presented >= self.generation {
+            return Presented::Current;
+        }
+        let from = recovered_at.map_or(self.rotated_at, |at| at.max(self.rotated_at));
+        if presented == self.generation - 1 && now <= from + grace {
+            Presented::Replayed
+        } else {
+            Presented::Stolen
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_judged_by_its_generation_and_the_grace() {
+        let at = |second| Timestamp::from_second(1_000_000 + second).unwrap();
+        let grace = SignedDuration::from_secs(30);
+        let row = Progress {
+            generation: 5,
+            rotated_at: at(0),
+        };
+        let judge = |presented, now, recovered: Option<i64>| {
+            row.judge(presented, at(now), recovered.map(at), grace)
+        };
+        assert_eq!(judge(5, 9_999, None), Presented::Current);
+        assert_eq!(judge(6, 0, None), Presented::Current);
+        assert_eq!(judge(4, 30, None), Presented::Replayed);
+        assert_eq!(judge(4, 31, None), Presented::Stolen);
+        assert_eq!(judge(4, 100, Some(90)), Presented::Replayed);
+        assert_eq!(judge(3, 0, Some(0)), Presented::Stolen);
+    }
+}

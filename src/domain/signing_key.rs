@@ -1,0 +1,56 @@
+//! Keys that the service signs or seals with, as they are stored.
+
+use countersign_verifier::{Algorithm, KeyState};
+use jiff::Timestamp;
+
+/// A stored key pair for access tokens. The private half is sealed under the
+/// master key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SigningKey {
+    /// Key id, in the header of every token it signs.
+    pub kid: String,
+    /// What it signs with.
+    pub algorithm: Algorithm,
+    /// Next, active or retired.
+    pub state: KeyState,
+    /// The public half.
+    pub public_key: Vec<u8>,
+    /// The private half, sealed.
+    pub sealed: Vec<u8>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it entered its state.
+    pub changed_at: Timestamp,
+}
+
+/// What a stored symmetric key is for. Each purpose has keys of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// MACs of refresh tokens.
+    Refresh,
+    /// MACs of page tokens and of request bodies for idempotency.
+    Request,
+}
+
+/// A stored symmetric key, sealed under the master key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretKey {
+    /// Its id, in every token that it made.
+    pub id: i32,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The key, sealed.
+    pub sealed: Vec<u8>,
+    /// When it was made. The newest of a purpose is the one in use.
+    pub created_at: Timestamp,
+}
+
+impl Purpose {
+    /// The name in the database and in the associated data of the seal.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refresh => "refresh",
+            Self::Request => "request",
+        }
+    }
+}
