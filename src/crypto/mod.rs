@@ -1,20 +1,24 @@
-//! Secrets at work:
+//! Secrets at work: password hashing on its own threads, keys that sign, and
 //! keys that seal and authenticate. No database, no wire.
 //!
+//! - [`Lanes`]: Argon2id on a few threads behind a bounded queue.
 //! - [`Sealer`]: the other keys at rest, under the [`MasterKey`].
 //! - [`RefreshKeys`]: refresh tokens.
 //! - [`RequestKeys`]: page tokens and MACs of request bodies.
 //!
 //! Keys enter and leave as the rows of `domain::signing_key`, sealed; what is
-//! opened stays in here. The primitives are those of aws-lc-rs.
+//! opened stays in here. The primitives are those of aws-lc-rs and argon2.
 
+mod argon2id;
 pub mod entropy;
+pub mod lanes;
 pub mod refresh;
 pub mod request;
 pub mod seal;
 pub mod secret_key;
 
 pub use entropy::SystemEntropy;
+pub use lanes::{Lanes, Ticket, Verdict};
 pub use refresh::{RefreshKeys, RefreshToken};
 pub use request::RequestKeys;
 pub use seal::{MasterKey, Sealer};
