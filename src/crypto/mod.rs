@@ -3,6 +3,7 @@
 //!
 //! - [`Lanes`]: Argon2id on a few threads behind a bounded queue.
 //! - [`Sealer`]: the other keys at rest, under the [`MasterKey`].
+//! - [`Signer`]: access tokens.
 //! - [`RefreshKeys`]: refresh tokens.
 //! - [`RequestKeys`]: page tokens and MACs of request bodies.
 //!
@@ -16,12 +17,14 @@ pub mod refresh;
 pub mod request;
 pub mod seal;
 pub mod secret_key;
+pub mod signing;
 
 pub use entropy::SystemEntropy;
 pub use lanes::{Lanes, Ticket, Verdict};
 pub use refresh::{RefreshKeys, RefreshToken};
 pub use request::RequestKeys;
 pub use seal::{MasterKey, Sealer};
+pub use signing::Signer;
 
 #[cfg(test)]
 mod testing {
