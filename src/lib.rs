@@ -1,5 +1,6 @@
 //! Countersign: the authentication service that internal microservices call
 //! over gRPC.
 
+pub mod crypto;
 pub mod domain;
 pub mod error;
