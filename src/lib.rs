@@ -1,5 +1,7 @@
 //! Countersign: the authentication service that internal microservices call
 //! over gRPC.
 
+pub mod breaker;
 pub mod domain;
 pub mod error;
+
