@@ -4,4 +4,4 @@
 pub mod breaker;
 pub mod domain;
 pub mod error;
-
+pub mod store;
