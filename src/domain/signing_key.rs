@@ -1,7 +1,11 @@
 //! Keys that the service signs or seals with, as they are stored.
 
+use std::str::FromStr;
+
 use countersign_verifier::{Algorithm, KeyState};
 use jiff::Timestamp;
+
+use super::Invalid;
 
 /// A stored key pair for access tokens. The private half is sealed under the
 /// master key.
@@ -52,5 +56,16 @@ impl Purpose {
             Self::Refresh => "refresh",
             Self::Request => "request",
         }
+    }
+}
+
+impl FromStr for Purpose {
+    type Err = Invalid;
+
+    fn from_str(name: &str) -> Result<Self, Invalid> {
+        [Self::Refresh, Self::Request]
+            .into_iter()
+            .find(|purpose| purpose.as_str() == name)
+            .ok_or_else(|| Invalid::new("must be refresh or request"))
     }
 }

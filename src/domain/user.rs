@@ -1,6 +1,6 @@
 //! Accounts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
 
 use jiff::Timestamp;
 
@@ -54,6 +54,17 @@ impl UserStatus {
             Self::Disabled => "disabled",
             Self::Deleted => "deleted",
         }
+    }
+}
+
+impl FromStr for UserStatus {
+    type Err = Invalid;
+
+    fn from_str(name: &str) -> Result<Self, Invalid> {
+        [Self::Active, Self::Disabled, Self::Deleted]
+            .into_iter()
+            .find(|status| status.as_str() == name)
+            .ok_or_else(|| Invalid::new("must be active, disabled or deleted"))
     }
 }
 

@@ -1,0 +1,12 @@
+DROP TABLE idempotency;
+DROP TABLE audit_origins;
+DROP TABLE audit_events;
+DROP TABLE trust_log;
+DROP TABLE trust_head;
+DROP TABLE secret_keys;
+DROP TABLE signing_keys;
+DROP TABLE sessions;
+DROP TABLE user_roles;
+DROP TABLE role_permissions;
+DROP TABLE roles;
+DROP TABLE users;

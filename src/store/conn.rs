@@ -1,0 +1,362 @@
+//! One connection in the hands of one call, and the macro that runs a query on
+//! whichever database it belongs to.
+//!
+//! Every query is bounded, counted and judged here. A connection on which a
+//! query or a transaction is open when its holder goes away is closed instead
+//! of given back: otherwise the next holder would wait for the old query, or on
+//! SQLite every writer for a transaction that nobody will end.
+
+use std::{
+    fmt, mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use diesel::{
+    QueryResult,
+    result::{DatabaseErrorKind as Kind, Error as Diesel},
+};
+use jiff::Timestamp;
+
+use super::{health::Health, pool::Link};
+use crate::{
+    breaker::Permit,
+    domain::{Cost, trust::TrustChange},
+    error::{Error, Reason, Result},
+};
+
+/// A connection on loan to one call.
+pub struct Conn {
+    pub(super) link: Link,
+    pub(super) gauge: Gauge,
+    changes: Vec<TrustChange>,
+}
+
+/// Bounds, counts and judges the queries of one connection.
+pub(super) struct Gauge {
+    health: Arc<Health>,
+    cost: Arc<Cost>,
+    permit: Option<Permit>,
+    limit: Duration,
+    /// What acquiring took; the first query has so much less.
+    waited: Duration,
+    work: Work,
+    transaction: Transaction,
+    answered: bool,
+}
+
+/// Whether a query is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Idle,
+    Running,
+    /// The connection is of no use any more.
+    Lost,
+}
+
+/// Whether a transaction is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transaction {
+    None,
+    Open,
+    /// A statement failed in it: PostgreSQL would turn COMMIT into ROLLBACK
+    /// without a word.
+    Failed,
+}
+
+/// How a query failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// There is no such row.
+    NotFound,
+    /// Another row has the same key.
+    Conflict,
+    /// A row that this one points at is missing, or one that is deleted is
+    /// pointed at.
+    Reference,
+    /// The statement was refused and has had no effect.
+    Refused(Error),
+    /// No answer that can be relied on: what was sent may have been done.
+    Lost(Error),
+}
+
+/// Runs one query on whichever database the connection belongs to:
+/// `on!(conn, |c| users::table.find(id).first(c))`. The query is written
+/// without `.await`; the macro awaits it under the connection's gauge.
+macro_rules! on {
+    ($conn:expr, |$c:ident| $query:expr) => {{
+        let $crate::store::conn::Conn { link, gauge, .. } = &mut *$conn;
+        match gauge.ready() {
+            Err(lost) => Err(lost),
+            Ok(()) => match link {
+                $crate::store::pool::Link::Sqlite(object) => {
+                    let $c: &mut $crate::store::pool::Lite = object;
+                    gauge.run($query).await
+                }
+                $crate::store::pool::Link::Postgres(object) => {
+                    let $c: &mut $crate::store::pool::Pg = object;
+                    gauge.run($query).await
+                }
+                $crate::store::pool::Link::Closed => Err($crate::store::conn::Failure::closed()),
+            },
+        }
+    }};
+}
+pub(super) use on;
+
+/// What a query's outcome is turned into.
+pub(super) trait Outcome<T> {
+    /// No row is `None`.
+    fn optional(self) -> Result<Option<T>>;
+    /// A key that another row has is `None`. A transaction is over by then.
+    fn unless_conflict(self) -> Result<Option<T>>;
+}
+
+impl<T> Outcome<T> for Result<T, Failure> {
+    fn optional(self) -> Result<Option<T>> {
+        match self {
+            Ok(value) => Ok(Some(value)),
+            Err(Failure::NotFound) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    fn unless_conflict(self) -> Result<Option<T>> {
+        match self {
+            Ok(value) => Ok(Some(value)),
+            Err(Failure::Conflict) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+}
+
+impl Conn {
+    pub(super) fn new(
+        link: Link,
+        health: Arc<Health>,
+        cost: Arc<Cost>,
+        permit: Option<Permit>,
+        limit: Duration,
+        waited: Duration,
+    ) -> Self {
+        Self {
+            link,
+            gauge: Gauge {
+                health,
+                cost,
+                permit,
+                limit,
+                waited,
+                work: Work::Idle,
+                transaction: Transaction::None,
+                answered: false,
+            },
+            changes: Vec::new(),
+        }
+    }
+
+    /// Notes what validators must hear. It enters the trust log with the
+    /// transaction's COMMIT, and is forgotten with its ROLLBACK.
+    pub fn announce(&mut self, change: TrustChange) {
+        self.changes.push(change);
+    }
+
+    /// The time, for what a caller cannot know to pass in.
+    pub(super) fn now(&self) -> Timestamp {
+        self.gauge.health.clock.now()
+    }
+
+    pub(super) fn take_changes(&mut self) -> Vec<TrustChange> {
+        mem::take(&mut self.changes)
+    }
+
+    /// Whether this is PostgreSQL, for the few queries that differ.
+    pub(super) fn is_postgres(&self) -> bool {
+        matches!(self.link, Link::Postgres(_))
+    }
+
+    pub(super) async fn begin(&mut self) -> Result<()> {
+        // Before it is sent: a BEGIN that nobody waited for may have happened.
+        self.gauge.transaction = Transaction::Open;
+        // SQLite takes the write lock at once; a transaction that reads first
+        // and is then refused the lock could not be retried.
+        let sql = if self.is_postgres() {
+            "BEGIN READ WRITE"
+        } else {
+            "BEGIN IMMEDIATE"
+        };
+        Ok(self.batch(sql).await?)
+    }
+
+    pub(super) async fn commit(&mut self) -> Result<()> {
+        if self.gauge.transaction == Transaction::Failed {
+            self.rollback().await;
+            return Err(Error::internal(
+                "a statement failed in the transaction, and its error was passed over",
+            ));
+        }
+        match self.batch("COMMIT").await {
+            Ok(()) => {
+                self.gauge.transaction = Transaction::None;
+                Ok(())
+            }
+            Err(Failure::Lost(cause)) => Err(Error::new(Reason::OutcomeUnknown).because(cause)),
+            Err(failure) => {
+                self.rollback().await;
+                Err(failure.into())
+            }
+        }
+    }
+
+    /// Ends the transaction without effect. If that fails, dropping the
+    /// connection does it.
+    pub(super) async fn rollback(&mut self) {
+        self.gauge.transaction = Transaction::Open;
+        if self.batch("ROLLBACK").await.is_ok() {
+            self.gauge.transaction = Transaction::None;
+        }
+        self.changes.clear();
+    }
+
+    pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Failure> {
+        use diesel_async::SimpleAsyncConnection as _;
+        on!(self, |c| c.batch_execute(sql))
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        let gauge = &mut self.gauge;
+        if let Some(permit) = gauge.permit.take()
+            && gauge.answered
+        {
+            permit.success();
+        }
+        let link = mem::replace(&mut self.link, Link::Closed);
+        if gauge.work != Work::Idle || gauge.transaction != Transaction::None {
+            link.discard(gauge.work == Work::Lost);
+        }
+    }
+}
+
+impl Gauge {
+    /// Whether a query may be sent.
+    pub(super) fn ready(&self) -> Result<(), Failure> {
+        if self.work != Work::Idle {
+            return Err(Failure::closed());
+        }
+        if self.transaction == Transaction::Failed {
+            return Err(Failure::Refused(Error::internal(
+                "a statement after one that failed in the same transaction",
+            )));
+        }
+        Ok(())
+    }
+
+    /// Waits for a query, for so long and no longer.
+    pub(super) async fn run<T>(
+        &mut self,
+        query: impl Future<Output = QueryResult<T>>,
+    ) -> Result<T, Failure> {
+        let limit = self.limit.saturating_sub(mem::take(&mut self.waited));
+        let begun = Instant::now();
+        self.work = Work::Running;
+        let outcome = tokio::time::timeout(limit, query).await;
+        let took = begun.elapsed();
+        self.cost.add_query(took);
+        metrics::histogram!("countersign_database_query_seconds").record(took);
+        let failure = match outcome {
+            Ok(Ok(value)) => {
+                self.answer();
+                return Ok(value);
+            }
+            Ok(Err(error)) => Failure::of(error, &self.health),
+            Err(_) => Failure::Lost(
+                self.health
+                    .unavailable()
+                    .because(format!("a query had no answer in {} ms", limit.as_millis())),
+            ),
+        };
+        if let Failure::Lost(_) = failure {
+            self.lose();
+        } else {
+            self.answer();
+            // A row that is not there is an answer, not a failed statement.
+            if !matches!(failure, Failure::NotFound) && self.transaction == Transaction::Open {
+                self.transaction = Transaction::Failed;
+            }
+        }
+        Err(failure)
+    }
+
+    /// The database has answered, whatever it said.
+    fn answer(&mut self) {
+        self.work = Work::Idle;
+        self.answered = true;
+        self.health.answered();
+    }
+
+    fn lose(&mut self) {
+        self.work = Work::Lost;
+        self.health.lost();
+        if let Some(permit) = self.permit.take() {
+            permit.failure();
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn closed() -> Self {
+        Self::Lost(Error::internal("a query on a connection that was given up"))
+    }
+
+    /// Which failures are the database's, and which the query's.
+    fn of(error: Diesel, health: &Health) -> Self {
+        let Diesel::DatabaseError(kind, ref information) = error else {
+            return match error {
+                Diesel::NotFound => Self::NotFound,
+                other => Self::Refused(Error::internal(other)),
+            };
+        };
+        let message = information.message();
+        match kind {
+            Kind::UniqueViolation => Self::Conflict,
+            Kind::ForeignKeyViolation => Self::Reference,
+            Kind::NotNullViolation
+            | Kind::CheckViolation
+            | Kind::RestrictViolation
+            | Kind::ExclusionViolation
+            | Kind::ReadOnlyTransaction => Self::Refused(Error::internal(error)),
+            Kind::SerializationFailure => Self::Refused(Health::busy().because(error)),
+            // Codes that diesel does not know by name come without their code.
+            _ if message.contains("is locked") || message.contains("deadlock detected") => {
+                Self::Refused(Health::busy().because(error))
+            }
+            _ if message.starts_with("attempt to write a readonly database") => {
+                Self::Refused(Error::internal(error))
+            }
+            _ => Self::Lost(health.unavailable().because(error)),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotFound => Self::internal("a row that must be there is missing"),
+            Failure::Conflict => Self::internal("a key is taken already"),
+            Failure::Reference => Self::internal("a reference is broken"),
+            Failure::Refused(error) | Failure::Lost(error) => error,
+        }
+    }
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("postgres", &self.is_postgres())
+            .field("work", &self.gauge.work)
+            .field("transaction", &self.gauge.transaction)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,354 @@
+//! The store: rows of SQLite or PostgreSQL, and the only room that names
+//! diesel.
+//!
+//! A tour. [`config`] says which database; [`pool`] opens it; [`conn`] is a
+//! connection on loan to one call, and the macro `on!` that runs one query text
+//! on both databases; [`types`] and [`schema`] are the columns and tables;
+//! [`migrate`] makes them. Then a file for each group of tables: [`users`],
+//! [`roles`], [`sessions`], [`keys`], [`trust`], [`audit`], [`idempotency`];
+//! and [`janitor`], which clears away.
+//!
+//! Functions of those files take a [`Conn`] and times as arguments, and return
+//! domain values; what is not there is `None`. Reading goes through
+//! [`Store::read`], where each query stands alone. Changing goes through
+//! [`Store::write`], one transaction, which also appends what validators must
+//! hear to the trust log. Both databases refuse a change outside of it.
+//!
+//! What it does not do: decide anything, or retry. A transaction that failed
+//! had no effect, but for the reason `OUTCOME_UNKNOWN`.
+
+pub mod audit;
+mod config;
+mod conn;
+mod health;
+pub mod idempotency;
+pub mod janitor;
+pub mod keys;
+mod migrate;
+mod pool;
+pub mod roles;
+mod schema;
+pub mod sessions;
+#[cfg(test)]
+mod tests;
+pub mod trust;
+mod types;
+pub mod users;
+
+use std::{
+    fmt,
+    fs::{File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use countersign_verifier::Clock;
+use diesel::RunQueryDsl as _;
+use jiff::Timestamp;
+
+pub use self::{
+    config::Config,
+    conn::Conn,
+    migrate::{Migration, MigrationState},
+};
+use self::{
+    health::Health,
+    pool::{Pools, Side, Unreachable},
+};
+use crate::{
+    breaker::Breaker,
+    domain::{Call, Cost, Entropy},
+    error::{Error, Reason, Result},
+};
+
+/// The database. Clones share it.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    pools: Pools,
+    health: Arc<Health>,
+    entropy: Arc<dyn Entropy>,
+    acquire: Duration,
+    query: Duration,
+    /// Held for the life of the process by the one that serves.
+    instance: Mutex<Option<File>>,
+}
+
+/// What a transaction returned, and the number of its last entry in the trust
+/// log if it made any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written<R> {
+    /// What the transaction returned.
+    pub value: R,
+    /// Its last entry in the trust log.
+    pub seq: Option<i64>,
+}
+
+/// Why the database could not be set up; for whoever runs the service, not for
+/// its callers.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A setting is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// A file cannot be used.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Another process serves the same file.
+    #[error("{} is in use by another countersign that serves", .0.display())]
+    InUse(PathBuf),
+    /// The schema has migrations that this program does not know.
+    #[error("the schema is newer than this program; run a newer one (unknown: {0})")]
+    SchemaNewer(String),
+    /// The command is for SQLite only.
+    #[error("PostgreSQL has a tool of its own for this: {0}")]
+    SqliteOnly(&'static str),
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Database(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl SetupError {
+    fn database(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl From<diesel::result::Error> for SetupError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::database(error)
+    }
+}
+
+impl From<SetupError> for Error {
+    fn from(error: SetupError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl Store {
+    /// Prepares the connections. A SQLite file is created if there is none, but
+    /// not its folder; PostgreSQL need not be up.
+    pub async fn open(
+        config: &Config,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        breaker: Breaker,
+    ) -> Result<Self, SetupError> {
+        config
+            .validate()
+            .map_err(|wrong| SetupError::Config(wrong.join("; ")))?;
+        Ok(Self(Arc::new(Inner {
+            pools: Pools::open(config).await?,
+            health: Arc::new(Health::new(breaker, clock)),
+            entropy,
+            acquire: config.acquire_timeout(),
+            query: config.query_timeout(),
+            instance: Mutex::new(None),
+        })))
+    }
+
+    /// The breaker of the database.
+    pub fn breaker(&self) -> &Breaker {
+        &self.0.health.breaker
+    }
+
+    /// Whether the database is PostgreSQL.
+    pub fn is_postgres(&self) -> bool {
+        matches!(self.0.pools, Pools::Postgres { .. })
+    }
+
+    /// When this node last had an answer from the database after it had none;
+    /// None if it always had.
+    pub fn recovered_at(&self) -> Option<Timestamp> {
+        self.0.health.recovered_at()
+    }
+
+    /// Whether the database answers, past the breaker, for its probe. Takes as
+    /// long as a query may.
+    pub async fn ping(&self) -> Result<()> {
+        let call = Call::internal("ping");
+        let mut conn = self
+            .connect(Side::Read, self.0.query, &call.cost, None)
+            .await?;
+        Ok(conn.batch("SELECT 1").await?)
+    }
+
+    /// A connection to read with. Each query sees what is committed when it
+    /// runs. Give it back soon: hold it across no hashing and no other wait.
+    pub async fn read(&self, call: &Call) -> Result<Conn> {
+        self.acquire(call, Side::Read).await
+    }
+
+    /// Runs a transaction: all of it when `work` returns Ok, nothing of it when
+    /// it returns an error. What it announced enters the trust log with it.
+    ///
+    /// `OUTCOME_UNKNOWN` means that COMMIT was sent and no answer came. A lock
+    /// held too long by others is `DEPENDENCY_UNAVAILABLE` with a short retry.
+    pub async fn write<R>(
+        &self,
+        call: &Call,
+        work: impl AsyncFnOnce(&mut Conn) -> Result<R>,
+    ) -> Result<Written<R>> {
+        let mut conn = self.acquire(call, Side::Write).await?;
+        conn.begin().await?;
+        let outcome = async {
+            let value = work(&mut conn).await?;
+            let changes = conn.take_changes();
+            // Last: until COMMIT, everyone else who appends waits for this row.
+            let seq = match changes.as_slice() {
+                [] => None,
+                changes => {
+                    let now = self.0.health.clock.now();
+                    Some(trust::append(&mut conn, changes, now, &*self.0.entropy).await?)
+                }
+            };
+            Ok(Written { value, seq })
+        }
+        .await;
+        match outcome {
+            Ok(written) => {
+                conn.commit().await?;
+                Ok(written)
+            }
+            Err(error) => {
+                conn.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn acquire(&self, call: &Call, side: Side) -> Result<Conn> {
+        if call.is_late() {
+            return Err(Reason::DeadlineExceeded.into());
+        }
+        let permit = self.breaker().permit()?;
+        let left = call.remaining().unwrap_or(Duration::MAX);
+        let limit = self.0.acquire.min(left);
+        match self.connect(side, limit, &call.cost, Some(permit)).await {
+            // The caller's haste says nothing about the database.
+            Err(_) if call.is_late() => Err(Reason::DeadlineExceeded.into()),
+            outcome => outcome,
+        }
+    }
+
+    async fn connect(
+        &self,
+        side: Side,
+        limit: Duration,
+        cost: &Arc<Cost>,
+        permit: Option<crate::breaker::Permit>,
+    ) -> Result<Conn> {
+        let Inner { pools, health, .. } = &*self.0;
+        let begun = Instant::now();
+        let link = tokio::time::timeout(limit, pools.get(side, limit)).await;
+        let waited = begun.elapsed();
+        cost.add_database(waited);
+        metrics::histogram!("countersign_database_acquire_seconds").record(waited);
+        let unreachable = match link.unwrap_or(Err(Unreachable::Exhausted)) {
+            Ok(link) => {
+                return Ok(Conn::new(
+                    link,
+                    Arc::clone(health),
+                    Arc::clone(cost),
+                    permit,
+                    self.0.query,
+                    waited,
+                ));
+            }
+            Err(unreachable) => unreachable,
+        };
+        if let Unreachable::Refused(_) = unreachable {
+            health.lost();
+        }
+        if limit == self.0.acquire
+            && let Some(permit) = permit
+        {
+            permit.failure();
+        }
+        Err(health.unavailable().because(unreachable))
+    }
+
+    /// Refuses to go on if another process serves the same SQLite file, and
+    /// keeps others from it while this process lives. Any number of nodes may
+    /// share PostgreSQL.
+    pub fn lock_instance(&self) -> Result<(), SetupError> {
+        let Pools::Sqlite { path, .. } = self.pools() else {
+            return Ok(());
+        };
+        let mut lock = path.as_os_str().to_owned();
+        lock.push(".lock");
+        let lock = PathBuf::from(lock);
+        let failed = |error| SetupError::File {
+            path: lock.clone(),
+            error,
+        };
+        let file = pool::private_file(&lock).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(SetupError::InUse(path.clone())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        *self
+            .0
+            .instance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(file);
+        Ok(())
+    }
+
+    /// Writes a consistent copy of the SQLite file while others go on using it.
+    /// The copy appears under its name when it is whole.
+    pub async fn backup(&self, to: &Path) -> Result<(), SetupError> {
+        let Pools::Sqlite { path, .. } = self.pools() else {
+            return Err(SetupError::SqliteOnly("pg_dump"));
+        };
+        let (path, to) = (path.clone(), to.to_owned());
+        tokio::task::spawn_blocking(move || copy(&path, &to))
+            .await
+            .map_err(SetupError::database)?
+    }
+
+    fn pools(&self) -> &Pools {
+        &self.0.pools
+    }
+}
+
+fn copy(path: &Path, to: &Path) -> Result<(), SetupError> {
+    let failed = |error| SetupError::File {
+        path: to.to_owned(),
+        error,
+    };
+    if to.exists() {
+        return Err(failed(io::ErrorKind::AlreadyExists.into()));
+    }
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    // Made here so that nobody else may read it; SQLite fills an empty file.
+    let file = pool::private_file(&partial).map_err(failed)?;
+    file.set_len(0).map_err(failed)?;
+    let mut connection = pool::establish(path).map_err(SetupError::database)?;
+    diesel::sql_query("VACUUM INTO ?")
+        .bind::<diesel::sql_types::Text, _>(partial.to_string_lossy())
+        .execute(&mut connection)?;
+    file.sync_all().map_err(failed)?;
+    std::fs::rename(&partial, to).map_err(failed)
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("postgres", &self.is_postgres())
+            .field("health", &self.0.health)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,133 @@
+//! The tables, as `migrations/` makes them on both databases.
+
+macro_rules! tables {
+    ($($name:ident ($($key:ident),+) {$($columns:tt)+})+) => {$(
+        diesel::table! {
+            use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
+            use $crate::store::types::{Instant, Json, Uuid};
+
+            $name ($($key),+) {$($columns)+}
+        }
+    )+};
+}
+
+tables! {
+    users (id) {
+        id -> Uuid,
+        email -> Nullable<Text>,
+        email_verified -> Bool,
+        username -> Nullable<Text>,
+        display_name -> Text,
+        password -> Nullable<Text>,
+        status -> Text,
+        metadata -> Json,
+        epoch -> BigInt,
+        min_session_epoch -> BigInt,
+        created_at -> Instant,
+        updated_at -> Instant,
+    }
+
+    roles (id) {
+        id -> Uuid,
+        name -> Text,
+        description -> Text,
+        built_in -> Bool,
+        created_at -> Instant,
+        updated_at -> Instant,
+    }
+
+    role_permissions (role_id, permission) {
+        role_id -> Uuid,
+        permission -> Text,
+    }
+
+    user_roles (user_id, role_id) {
+        user_id -> Uuid,
+        role_id -> Uuid,
+    }
+
+    sessions (id) {
+        id -> Uuid,
+        user_id -> Uuid,
+        epoch -> BigInt,
+        generation -> BigInt,
+        key_id -> Integer,
+        binding -> Binary,
+        device_name -> Text,
+        user_agent -> Text,
+        address -> Nullable<Text>,
+        client_id -> Text,
+        created_at -> Instant,
+        rotated_at -> Instant,
+        expires_at -> Instant,
+        absolute_expires_at -> Instant,
+        revoked_at -> Nullable<Instant>,
+    }
+
+    signing_keys (kid) {
+        kid -> Text,
+        algorithm -> Text,
+        state -> Text,
+        public_key -> Binary,
+        sealed -> Binary,
+        created_at -> Instant,
+        changed_at -> Instant,
+    }
+
+    secret_keys (id) {
+        id -> Integer,
+        purpose -> Text,
+        sealed -> Binary,
+        created_at -> Instant,
+    }
+
+    trust_head (id) {
+        id -> Integer,
+        seq -> BigInt,
+        nonce -> Uuid,
+    }
+
+    trust_log (seq) {
+        seq -> BigInt,
+        nonce -> Uuid,
+        kind -> Text,
+        session_id -> Nullable<Uuid>,
+        user_id -> Nullable<Uuid>,
+        min_epoch -> Nullable<BigInt>,
+        created_at -> Instant,
+    }
+
+    audit_events (id) {
+        id -> Uuid,
+        at -> Instant,
+        action -> Text,
+        outcome -> Text,
+        actor -> Nullable<Uuid>,
+        subject -> Nullable<Uuid>,
+        session_id -> Nullable<Uuid>,
+        role_id -> Nullable<Uuid>,
+        correlation_id -> Text,
+    }
+
+    audit_origins (event_id) {
+        event_id -> Uuid,
+        user_id -> Nullable<Uuid>,
+        address -> Nullable<Text>,
+        user_agent -> Text,
+    }
+
+    idempotency (method, caller, request_id) {
+        method -> Text,
+        caller -> Uuid,
+        request_id -> Uuid,
+        body_mac -> Binary,
+        reply -> Binary,
+        expires_at -> Instant,
+    }
+}
+
+diesel::joinable!(role_permissions -> roles (role_id));
+diesel::joinable!(user_roles -> roles (role_id));
+diesel::joinable!(user_roles -> users (user_id));
+diesel::joinable!(sessions -> users (user_id));
+diesel::allow_tables_to_appear_in_same_query!(users, roles, role_permissions, user_roles, sessions,);
