@@ -71,6 +71,11 @@ impl Error {
         error
     }
 
+    /// The node is starting or stopping.
+    pub fn not_ready() -> Self {
+        Self::new(Reason::NotReady).retry_after(Duration::from_secs(1))
+    }
+
     /// The node has no room for this kind of work now.
     pub fn overloaded(retry_after: Duration) -> Self {
         Self::new(Reason::Overloaded).retry_after(retry_after)

@@ -5,4 +5,6 @@ pub mod breaker;
 pub mod crypto;
 pub mod domain;
 pub mod error;
+pub mod grpc;
+pub mod service;
 pub mod store;

@@ -121,6 +121,19 @@ pub struct Advanced {
     pub auth_time: Timestamp,
 }
 
+/// How a session goes on after a change of its account.
+#[derive(Debug, Clone)]
+pub struct Renewal {
+    /// The account's new epoch.
+    pub epoch: i64,
+    /// The key under which its next refresh token is made.
+    pub key_id: i32,
+    /// Random, and new.
+    pub binding: [u8; 16],
+    /// When the change is.
+    pub now: Timestamp,
+}
+
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = sessions)]
 struct StateRow {
@@ -353,17 +366,26 @@ pub async fn revoke_all(
     Ok(revoked.into_iter().map(SessionId::from).collect())
 }
 
-/// Lets a session go on in a newer epoch of its account, when that change was
-/// made through it. False if there is no such session or it is revoked.
-pub async fn raise_epoch(conn: &mut Conn, id: SessionId, epoch: i64) -> Result<bool> {
-    let raised = on!(conn, |c| diesel::update(
+/// Lets a live session go on after a change of its account that was made
+/// through it: in the account's new epoch, and with a new binding and the next
+/// generation, so that no refresh token of before fits it. None if it is dead.
+pub async fn renew(conn: &mut Conn, id: SessionId, renewal: &Renewal) -> Result<Option<i64>> {
+    on!(conn, |c| diesel::update(
         sessions::table
             .filter(sessions::id.eq(Id::from(id)))
             .filter(sessions::revoked_at.is_null())
+            .filter(sessions::expires_at.gt(At(renewal.now)))
     )
-    .set(sessions::epoch.eq(epoch))
-    .execute(c))?;
-    Ok(raised == 1)
+    .set((
+        sessions::epoch.eq(renewal.epoch),
+        sessions::generation.eq(sessions::generation + 1),
+        sessions::key_id.eq(renewal.key_id),
+        sessions::binding.eq(renewal.binding.as_slice()),
+        sessions::rotated_at.eq(At(renewal.now)),
+    ))
+    .returning(sessions::generation)
+    .get_result(c))
+    .optional()
 }
 
 /// A live session.

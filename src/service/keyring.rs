@@ -1,0 +1,154 @@
+//! The keys in use on this node: opened copies of what the database holds
+//! sealed. They are made at first start, under a lock, so that nodes that
+//! start at once agree on them.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use countersign_verifier::{KeySet, KeyState, PublicKey};
+
+use super::Core;
+use crate::{
+    crypto::{RefreshKeys, RequestKeys, Sealer, Signer, secret_key, signing},
+    domain::{Call, audit::Action, signing_key::Purpose, trust::TrustChange},
+    error::{Error, Result},
+    service::record,
+    store::{Store, audit, keys},
+};
+
+/// How often an unknown key id is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Opened keys of one moment.
+#[derive(Debug)]
+pub struct Keys {
+    /// Signs access tokens.
+    pub signer: Signer,
+    /// Mints and reads refresh tokens.
+    pub refresh: RefreshKeys,
+    /// Authenticates page tokens and request bodies.
+    pub request: RequestKeys,
+    /// The public halves of all signing keys.
+    pub public: KeySet,
+}
+
+/// The keys in use.
+#[derive(Debug)]
+pub struct Keyring {
+    sealer: Sealer,
+    keys: ArcSwapOption<Keys>,
+    /// When an unknown key id was last looked for.
+    looked: Mutex<Option<Instant>>,
+}
+
+impl Keyring {
+    /// A ring without keys until it is loaded.
+    pub fn new(sealer: Sealer) -> Self {
+        Self {
+            sealer,
+            keys: ArcSwapOption::empty(),
+            looked: Mutex::new(None),
+        }
+    }
+
+    /// The keys; NOT_READY before the first load.
+    pub fn keys(&self) -> Result<Arc<Keys>> {
+        self.keys.load_full().ok_or_else(Error::not_ready)
+    }
+
+    /// Reads all keys anew because a token names one that is not known. Anybody
+    /// can write such a token, so this asks the database once a second at most.
+    pub(super) async fn look_again(&self, store: &Store, call: &Call) -> Result<Arc<Keys>> {
+        let due = {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
+            if due {
+                *looked = Some(Instant::now());
+            }
+            due
+        };
+        if due {
+            self.reload(store, call).await
+        } else {
+            self.keys()
+        }
+    }
+
+    /// Reads all keys anew.
+    pub async fn reload(&self, store: &Store, call: &Call) -> Result<Arc<Keys>> {
+        let (pairs, secrets) = {
+            let mut conn = store.read(call).await?;
+            (
+                keys::signing_keys(&mut conn).await?,
+                keys::secret_keys(&mut conn).await?,
+            )
+        };
+        let active = pairs.iter().find(|key| key.state == KeyState::Active);
+        let active = active.ok_or_else(|| Error::internal("there is no active signing key"))?;
+        let mut public = KeySet::default();
+        for key in &pairs {
+            let key = PublicKey::new(key.kid.clone(), key.algorithm, key.state, &key.public_key);
+            public.insert(key.map_err(Error::internal)?);
+        }
+        let loaded = Arc::new(Keys {
+            signer: Signer::open(active, &self.sealer)?,
+            refresh: RefreshKeys::open(&secrets, &self.sealer)?,
+            request: RequestKeys::open(&secrets, &self.sealer)?,
+            public,
+        });
+        self.keys.store(Some(Arc::clone(&loaded)));
+        Ok(loaded)
+    }
+}
+
+/// Makes what keys there are none of yet.
+pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
+    let algorithm = core.policy.tokens.algorithm();
+    let algorithm = algorithm.ok_or_else(|| Error::internal("tokens.algorithm is not known"))?;
+    let sealer = &core.keyring.sealer;
+    let complete = {
+        let mut conn = core.store.read(call).await?;
+        let pairs = keys::signing_keys(&mut conn).await?;
+        let secrets = keys::secret_keys(&mut conn).await?;
+        pairs.iter().any(|key| key.state == KeyState::Active)
+            && PURPOSES
+                .iter()
+                .all(|purpose| secrets.iter().any(|key| key.purpose == *purpose))
+    };
+    if complete {
+        return Ok(());
+    }
+    core.store
+        .write(call, async |tx| {
+            keys::lock_creation(tx).await?;
+            let now = core.now();
+            let pairs = keys::signing_keys(tx).await?;
+            if !pairs.iter().any(|key| key.state == KeyState::Active) {
+                let key =
+                    signing::generate(algorithm, KeyState::Active, now, &*core.entropy, sealer)?;
+                if keys::insert_signing_key(tx, &key).await? {
+                    tracing::info!(kid = key.kid, "created the first signing key");
+                    audit::insert(tx, &record::event(core, call, Action::KeyCreated)).await?;
+                    tx.announce(TrustChange::SigningKeys);
+                }
+            }
+            let secrets = keys::secret_keys(tx).await?;
+            let mut id = secrets.iter().map(|key| key.id).max().unwrap_or(0);
+            for purpose in PURPOSES {
+                if secrets.iter().all(|key| key.purpose != purpose) {
+                    id += 1;
+                    let key = secret_key::generate(id, purpose, now, &*core.entropy, sealer)?;
+                    keys::insert_secret_key(tx, &key).await?;
+                    tx.announce(TrustChange::SecretKeys);
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(())
+}
+
+const PURPOSES: [Purpose; 2] = [Purpose::Refresh, Purpose::Request];

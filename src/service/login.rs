@@ -1,0 +1,119 @@
+//! Login: one answer, in one time, for every reason that depends on the
+//! account.
+
+use super::{
+    Core, record,
+    token::{self, Subject, TokenPair},
+};
+use crate::{
+    crypto::Verdict,
+    domain::{Call, Identifier, Password, SessionId, UserId, UserStatus, audit::Action},
+    error::{Reason, Result},
+    store::{audit, roles, sessions, users},
+};
+
+/// Who wants to log in, and to what.
+#[derive(Debug)]
+pub struct Login {
+    /// Address or username.
+    pub identifier: Identifier,
+    /// The password.
+    pub password: Password,
+    /// A name for the session in lists.
+    pub device_name: String,
+    /// What the tokens are to be meant for; empty means all.
+    pub audiences: Vec<String>,
+}
+
+/// Opens a session.
+///
+/// The order matters. The lane's ticket comes first, so that a shed call costs
+/// no query; the connection is given back before the hash, so that waiting
+/// logins hold none; the session is opened only if the account is still active
+/// and in the epoch that the password was checked in, so that no login with an
+/// old password outlives its change.
+pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
+    let audiences = token::audiences(core, wish.audiences)?;
+    let ticket = core.lanes.ticket(call)?;
+    let found = {
+        let mut conn = core.store.read(call).await?;
+        users::credentials(&mut conn, &wish.identifier).await?
+    };
+    // An account that may not log in is judged like one that is not there: a
+    // match would cost an upgrade, and so tell that the password was right.
+    let active = found
+        .as_ref()
+        .filter(|account| account.status == UserStatus::Active);
+    let stored = active.and_then(|account| account.password.as_ref());
+    let verdict = ticket.verify(&wish.password, stored, call).await?;
+    let (account, upgraded) = match (found, verdict) {
+        (Some(account), Verdict::Match { upgraded }) => (account, upgraded),
+        (found, _) => return refuse(core, call, found.map(|account| account.user_id)).await,
+    };
+
+    let keys = core.keyring.keys()?;
+    let now = core.now();
+    let lifetimes = core.policy.sessions.lifetimes();
+    let session = sessions::NewSession {
+        id: SessionId::new(now, &*core.entropy),
+        user_id: account.user_id,
+        epoch: account.epoch,
+        key_id: keys.refresh.newest_id(),
+        binding: core.entropy.array(),
+        device_name: wish.device_name,
+        user_agent: call.user_agent.clone(),
+        address: call.peer.address,
+        client_id: core.policy.client_id.clone(),
+        now,
+        expires_at: lifetimes.expiry(now, now),
+        absolute_expires_at: now + lifetimes.absolute,
+    };
+    let opened = core
+        .store
+        .write(call, async |tx| {
+            if !sessions::open(tx, &session).await? {
+                return Ok(None);
+            }
+            if let (Some(new), Some(old)) = (&upgraded, &account.password)
+                && users::rehash(tx, account.user_id, old, new).await?
+            {
+                let event = record::event(core, call, Action::PasswordRehashed);
+                audit::insert(tx, &event.about(account.user_id)).await?;
+            }
+            let event = record::event(core, call, Action::Login);
+            let event = event
+                .about(account.user_id)
+                .by(account.user_id)
+                .session(session.id);
+            audit::insert(tx, &event).await?;
+            roles::of_user(tx, account.user_id).await.map(Some)
+        })
+        .await?;
+    let Some(roles) = opened.value else {
+        return refuse(core, call, Some(account.user_id)).await;
+    };
+    let subject = Subject {
+        user_id: account.user_id,
+        session_id: session.id,
+        epoch: account.epoch,
+        roles,
+        client_id: session.client_id,
+        authenticated_at: now,
+        audiences,
+    };
+    let refresh = keys
+        .refresh
+        .mint(session.key_id, session.id, 0, &session.binding);
+    let refresh = refresh.ok_or_else(token::refused)?;
+    token::pair(core, &keys, &subject, refresh, session.expires_at)
+}
+
+/// Records the failure and gives the one answer.
+async fn refuse(core: &Core, call: &Call, subject: Option<UserId>) -> Result<TokenPair> {
+    let mut event = record::event(core, call, Action::Login).failed();
+    event.subject = subject;
+    core.store
+        .write(call, async |tx| audit::insert(tx, &event).await)
+        .await?;
+    Err(Reason::LoginFailed.into())
+}

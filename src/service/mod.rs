@@ -1,0 +1,90 @@
+//! The rules: who may do what, in which order, and what must hold together in
+//! one transaction. Each function takes the [`Core`] and the [`Call`] it works
+//! for, speaks domain types, and knows no wire.
+//!
+//! | file | rules |
+//! | --- | --- |
+//! | `register`, `login`, `refresh`, `logout`, `password` | what an account's owner goes through |
+//! | `users`, `roles`, `sessions` | managing them |
+//! | `token` | what a pair of tokens holds, and its life |
+//! | `keyring` | the keys in use, and their creation at first start |
+//! | `trust` | following the trust log |
+//! | `once` | idempotency of what creates |
+//! | `authority` | who may act upon whom |
+//! | `record` | audit events from calls |
+//! | `janitor` | deleting expired rows |
+//! | `work` | the runtime that all of this runs on |
+
+pub mod authority;
+pub mod janitor;
+pub mod keyring;
+pub mod login;
+pub mod logout;
+pub mod once;
+pub mod page;
+pub mod password;
+mod record;
+pub mod refresh;
+pub mod register;
+pub mod roles;
+pub mod session;
+pub mod sessions;
+pub mod token;
+pub mod trust;
+pub mod users;
+pub mod work;
+
+use std::sync::Arc;
+
+use countersign_verifier::Clock;
+
+use crate::{crypto::Lanes, domain::Entropy, store::Store};
+
+pub use keyring::Keyring;
+pub use trust::Trust;
+pub use work::Work;
+
+/// What every rule works with.
+#[derive(Debug)]
+pub struct Core {
+    /// Rows.
+    pub store: Store,
+    /// Password hashing.
+    pub lanes: Lanes,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// The keys in use.
+    pub keyring: Arc<Keyring>,
+    /// The trust log, as this node has heard it.
+    pub trust: Trust,
+    /// The rules' settings.
+    pub policy: Policy,
+}
+
+/// The rules' settings.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// The claim `iss`.
+    pub issuer: String,
+    /// What tokens may be meant for.
+    pub audiences: Vec<String>,
+    /// The claim `client_id`: the workload that asks, until workloads have
+    /// credentials of their own.
+    pub client_id: String,
+    /// Whether anybody may register.
+    pub self_registration: bool,
+    /// Access tokens.
+    pub tokens: token::Config,
+    /// Sessions.
+    pub sessions: session::Config,
+}
+
+impl Core {
+    /// The time, in the precision that rows keep.
+    pub(crate) fn now(&self) -> jiff::Timestamp {
+        let now = self.clock.now();
+        jiff::Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+}

@@ -1,0 +1,125 @@
+//! Idempotency (AIP-155): the same `request_id` with the same body has its
+//! effect once and gets the first answer again, for 24 hours.
+
+use jiff::SignedDuration;
+use uuid::Uuid;
+
+use super::Core;
+use crate::{
+    domain::Call,
+    error::{Error, Reason, Result},
+    store::{Conn, idempotency},
+};
+
+/// How long an answer is kept.
+const KEPT: SignedDuration = SignedDuration::from_hours(24);
+
+/// What the wire knows of a request that may be repeated.
+#[derive(Debug)]
+pub struct Repeatable<T> {
+    /// The RPC's name.
+    pub method: &'static str,
+    /// The caller's id for the request; none means that it is not repeated.
+    pub request_id: Option<Uuid>,
+    /// The whole request in one form.
+    pub body: Vec<u8>,
+    /// Writes the answer that a repetition gets.
+    pub encode: fn(&T) -> Vec<u8>,
+}
+
+/// The answer to a request that may be repeated.
+#[derive(Debug)]
+pub enum Made<T> {
+    /// It had its effect now.
+    Now(T),
+    /// It had its effect before; this is the answer it got, as it was encoded.
+    Before(Vec<u8>),
+}
+
+/// A request id that was not seen before, ready to be claimed.
+pub(super) struct Claim<T> {
+    method: &'static str,
+    key: Option<(Uuid, [u8; 32])>,
+    encode: fn(&T) -> Vec<u8>,
+}
+
+/// Looks for an earlier answer; comes before anything that costs.
+pub(super) async fn earlier<T>(
+    core: &Core,
+    call: &Call,
+    request: Repeatable<T>,
+) -> Result<Result<Claim<T>, Vec<u8>>> {
+    let Repeatable {
+        method,
+        request_id,
+        body,
+        encode,
+    } = request;
+    let Some(request_id) = request_id else {
+        return Ok(Ok(Claim {
+            method,
+            key: None,
+            encode,
+        }));
+    };
+    let body_mac = core.keyring.keys()?.request.body_mac(method, &body);
+    let claim = Claim {
+        method,
+        key: Some((request_id, body_mac)),
+        encode,
+    };
+    let mut conn = core.store.read(call).await?;
+    match claim.answer(core, call, &mut conn).await? {
+        Some(reply) => Ok(Err(reply)),
+        None => Ok(Ok(claim)),
+    }
+}
+
+impl<T> Claim<T> {
+    /// Writes the answer in the effect's transaction, before the effect. False
+    /// if a racing call has done so: end the transaction and read its answer.
+    pub(super) async fn take(
+        &self,
+        core: &Core,
+        call: &Call,
+        tx: &mut Conn,
+        made: &T,
+    ) -> Result<bool> {
+        let Some((request_id, body_mac)) = &self.key else {
+            return Ok(true);
+        };
+        let expires_at = core.clock.now() + KEPT;
+        let reply = (self.encode)(made);
+        idempotency::insert(
+            tx,
+            self.method,
+            call.user_id(),
+            *request_id,
+            body_mac,
+            &reply,
+            expires_at,
+        )
+        .await
+    }
+
+    /// The answer of the call that won the race.
+    pub(super) async fn winner(&self, core: &Core, call: &Call) -> Result<Vec<u8>> {
+        let mut conn = core.store.read(call).await?;
+        self.answer(core, call, &mut conn)
+            .await?
+            .ok_or_else(|| Error::internal("a request id was taken and its answer is not there"))
+    }
+
+    async fn answer(&self, core: &Core, call: &Call, conn: &mut Conn) -> Result<Option<Vec<u8>>> {
+        let Some((request_id, body_mac)) = &self.key else {
+            return Ok(None);
+        };
+        let now = core.clock.now();
+        let found = idempotency::find(conn, self.method, call.user_id(), *request_id, now).await?;
+        match found {
+            Some(record) if record.body_mac == body_mac => Ok(Some(record.reply)),
+            Some(_) => Err(Reason::RequestIdReused.into()),
+            None => Ok(None),
+        }
+    }
+}

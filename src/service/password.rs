@@ -1,0 +1,172 @@
+//! Passwords: what a new one must be, and replacing one.
+
+use super::{
+    Core, authority, record,
+    token::{self, Subject, TokenPair},
+};
+use crate::{
+    crypto::Verdict,
+    domain::{
+        Call, Email, Password, UserId, Username, Violations, audit::Action, blocklist,
+        trust::TrustChange,
+    },
+    error::{Error, Reason, Result},
+    store::{audit, roles, sessions, users},
+};
+
+/// Judges a new password (NIST SP 800-63B-4, section 3.1.1.2): long enough and
+/// not a common one; no rules of composition.
+pub(super) fn judge(
+    password: &Password,
+    field: &'static str,
+    email: Option<&Email>,
+    username: Option<&Username>,
+) -> Result<()> {
+    let mut violations = Violations::default();
+    if password.length() < Password::FEWEST {
+        violations.add(
+            field,
+            crate::domain::Invalid::new("must be at least 15 characters"),
+        );
+    }
+    let mut names = Vec::new();
+    names.extend(email.map(Email::as_str));
+    names.extend(username.map(Username::as_str));
+    if let Err(reason) = blocklist::check(password, &names) {
+        violations.add(field, reason);
+    }
+    Ok(violations.finish()?)
+}
+
+/// Replaces the caller's own password. Its other sessions end; this one goes
+/// on with fresh tokens, and those it had are no longer good.
+pub async fn change(
+    core: &Core,
+    call: &Call,
+    current: &Password,
+    new: &Password,
+) -> Result<TokenPair> {
+    let user_id = authority::caller(call)?;
+    let session_id = call.session_id().ok_or(Reason::CredentialsMissing)?;
+    let (user, account) = {
+        let mut conn = core.store.read(call).await?;
+        let user = users::get(&mut conn, user_id).await?;
+        (user, users::credentials_by_id(&mut conn, user_id).await?)
+    };
+    let (Some(user), Some(account)) = (user, account) else {
+        return Err(Reason::TokenInvalid.into());
+    };
+    judge(
+        new,
+        "new_password",
+        user.email.as_ref(),
+        user.username.as_ref(),
+    )?;
+    let verdict = core
+        .lanes
+        .ticket(call)?
+        .verify(current, account.password.as_ref(), call)
+        .await?;
+    if matches!(verdict, Verdict::Mismatch) {
+        let event = record::event(core, call, Action::PasswordChanged)
+            .failed()
+            .about(user_id);
+        core.store
+            .write(call, async |tx| audit::insert(tx, &event).await)
+            .await?;
+        return Err(Reason::CurrentPasswordIncorrect.into());
+    }
+    let hash = core.lanes.ticket(call)?.hash(new, call).await?;
+
+    let keys = core.keyring.keys()?;
+    let now = core.now();
+    let key_id = keys.refresh.newest_id();
+    let binding = core.entropy.array();
+    let written = core
+        .store
+        .write(call, async |tx| {
+            // The password that was checked must still be the one in force.
+            users::lock(tx, user_id).await?;
+            let still = users::credentials_by_id(tx, user_id).await?;
+            if !still
+                .is_some_and(|now| now.epoch == account.epoch && now.password == account.password)
+            {
+                return Err(Reason::TokenInvalid.into());
+            }
+            let epochs = users::set_password(tx, user_id, &hash, now).await?;
+            let epochs = epochs.ok_or(Reason::TokenInvalid)?;
+            // A new binding, so that no refresh token of before fits.
+            let renewal = sessions::Renewal {
+                epoch: epochs.epoch,
+                key_id,
+                binding,
+                now,
+            };
+            sessions::renew(tx, session_id, &renewal)
+                .await?
+                .ok_or(Reason::TokenInvalid)?;
+            sessions::revoke_all(tx, user_id, Some(session_id), now).await?;
+            let event = record::event(core, call, Action::PasswordChanged);
+            audit::insert(tx, &event.about(user_id)).await?;
+            tx.announce(TrustChange::UserEpoch {
+                user_id,
+                min_epoch: epochs.epoch,
+            });
+            let state = sessions::state(tx, session_id)
+                .await?
+                .ok_or(Reason::TokenInvalid)?;
+            Ok((state, roles::of_user(tx, user_id).await?))
+        })
+        .await?;
+    core.trust.reach(written.seq).await?;
+    let (state, roles) = written.value;
+    let refresh = keys
+        .refresh
+        .mint(key_id, session_id, state.generation, &binding);
+    let subject = Subject {
+        user_id,
+        session_id,
+        epoch: state.user_epoch,
+        roles,
+        client_id: state.client_id,
+        authenticated_at: state.auth_time,
+        audiences: core.policy.audiences.clone(),
+    };
+    token::pair(
+        core,
+        &keys,
+        &subject,
+        refresh.ok_or_else(token::refused)?,
+        state.expires_at,
+    )
+}
+
+/// Sets another's password and ends all its sessions.
+pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> Result<()> {
+    let user = {
+        let mut conn = core.store.read(call).await?;
+        users::get(&mut conn, user_id)
+            .await?
+            .ok_or(Reason::UserNotFound)?
+    };
+    judge(new, "password", user.email.as_ref(), user.username.as_ref())?;
+    let hash = core.lanes.ticket(call)?.hash(new, call).await?;
+    let written = core
+        .store
+        .write(call, async |tx| {
+            authority::outranked(tx, call, user_id).await?;
+            let now = core.now();
+            let epochs = users::set_password(tx, user_id, &hash, now).await?;
+            let epochs = epochs.ok_or(Error::new(Reason::UserNotFound))?;
+            sessions::revoke_all(tx, user_id, None, now).await?;
+            let event = record::event(core, call, Action::PasswordSet);
+            audit::insert(tx, &event.about(user_id)).await?;
+            tx.announce(TrustChange::UserEpoch {
+                user_id,
+                min_epoch: epochs.epoch,
+            });
+            Ok(())
+        })
+        .await?;
+    core.trust.reach(written.seq).await
+}

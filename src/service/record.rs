@@ -1,0 +1,55 @@
+//! Audit events, made from the call that causes them.
+
+use crate::{
+    domain::{
+        AuditEvent, Call, RoleId, SessionId, UserId,
+        audit::{Action, Outcome},
+        id,
+    },
+    service::Core,
+};
+
+/// An event of this call, which ended as asked unless said otherwise.
+pub(super) fn event(core: &Core, call: &Call, action: Action) -> AuditEvent {
+    let now = core.clock.now();
+    AuditEvent {
+        id: id::uuid_v7(now, &*core.entropy),
+        at: now,
+        action,
+        outcome: Outcome::Success,
+        actor: call.user_id(),
+        subject: None,
+        session_id: call.session_id(),
+        role_id: None,
+        correlation_id: call.correlation_id.to_string(),
+        address: call.peer.address,
+        user_agent: call.user_agent.clone(),
+    }
+}
+
+impl AuditEvent {
+    pub(super) fn failed(mut self) -> Self {
+        self.outcome = Outcome::Failure;
+        self
+    }
+
+    pub(super) fn about(mut self, subject: UserId) -> Self {
+        self.subject = Some(subject);
+        self
+    }
+
+    pub(super) fn by(mut self, actor: UserId) -> Self {
+        self.actor = Some(actor);
+        self
+    }
+
+    pub(super) fn session(mut self, session_id: SessionId) -> Self {
+        self.session_id = Some(session_id);
+        self
+    }
+
+    pub(super) fn role(mut self, role_id: RoleId) -> Self {
+        self.role_id = Some(role_id);
+        self
+    }
+}

@@ -1,0 +1,299 @@
+//! Following the trust log: the one way by which this node's memory learns of
+//! revocations and keys, its own included. Other nodes and the command line
+//! are thereby heard alike.
+
+use std::{sync::Arc, time::Duration};
+
+use countersign_verifier::{Revocations, TrustState, Verifier};
+use jiff::{SignedDuration, Timestamp};
+use tokio::{
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Core, keyring};
+use crate::{
+    domain::{
+        Call,
+        trust::{TrustChange, TrustEntry},
+    },
+    error::{Error, Reason, Result},
+    store::trust,
+};
+
+/// How many entries are read at once.
+const BATCH: i64 = 1_000;
+
+/// How long a call waits to see its own change applied. The change is
+/// committed; past this, whether this node has heard of it is not known.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often what has expired is forgotten.
+const PRUNE_EVERY: SignedDuration = SignedDuration::from_mins(1);
+
+/// What this node has heard of the log so far.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    applied: watch::Sender<i64>,
+    wake: Arc<Notify>,
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self {
+            applied: watch::Sender::new(0),
+            wake: Arc::default(),
+        }
+    }
+}
+
+impl Trust {
+    /// Waits until the entry of this number is in force here, so that a
+    /// revoking call answers only then.
+    pub async fn reach(&self, seq: Option<i64>) -> Result<()> {
+        let Some(seq) = seq else { return Ok(()) };
+        self.wake.notify_one();
+        let mut applied = self.applied.subscribe();
+        match timeout(PATIENCE, applied.wait_for(|applied| *applied >= seq)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Reason::OutcomeUnknown.into()),
+        }
+    }
+}
+
+/// The task that follows the log.
+#[derive(Debug)]
+pub struct Follower {
+    core: Arc<Core>,
+    verifier: Arc<Verifier>,
+    poll: Duration,
+    call: Call,
+    cursor: Cursor,
+    prune_at: Timestamp,
+}
+
+/// The last entry that was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cursor {
+    seq: i64,
+    nonce: Uuid,
+}
+
+impl Follower {
+    /// Feeds `verifier` from the log, looking every `poll` and when woken.
+    pub fn new(core: Arc<Core>, verifier: Arc<Verifier>, poll: Duration) -> Self {
+        let cursor = Cursor {
+            seq: 0,
+            nonce: Uuid::nil(),
+        };
+        let prune_at = core.clock.now() + PRUNE_EVERY;
+        Self {
+            core,
+            verifier,
+            poll,
+            call: Call::internal("trust-log"),
+            cursor,
+            prune_at,
+        }
+    }
+
+    /// Prepares the database (schema, first keys), takes the first snapshot
+    /// and follows from there. While the database is away it tries again, and
+    /// validation goes on with what is known. Fails only where trying again
+    /// cannot help: a schema newer than the binary, or a master key that does
+    /// not open the keys.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<()> {
+        let mut quiet = false;
+        loop {
+            match self.start().await {
+                Ok(()) => break,
+                Err(error) if error.reason() == Reason::Internal => return Err(error),
+                Err(error) => {
+                    if !quiet {
+                        tracing::warn!(%error, "not ready: the database does not answer; trying again");
+                    }
+                    quiet = true;
+                }
+            }
+            tokio::select! {
+                () = sleep(self.poll) => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
+        }
+        tracing::info!(
+            seq = self.cursor.seq,
+            "ready: keys and revocations are loaded"
+        );
+        quiet = false;
+        loop {
+            tokio::select! {
+                () = self.core.trust.wake.notified() => {}
+                () = sleep(self.poll) => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
+            match self.follow().await {
+                Ok(()) => quiet = false,
+                Err(error) => {
+                    if !quiet {
+                        let cause = crate::error::chain(&error);
+                        tracing::warn!(
+                            cause,
+                            "the trust log cannot be read; going on with what is known"
+                        );
+                    }
+                    quiet = true;
+                }
+            }
+        }
+    }
+
+    async fn start(&mut self) -> Result<()> {
+        self.core.store.migrate_up().await?;
+        keyring::create_missing(&self.core, &self.call).await?;
+        self.snapshot(Revocations::default()).await
+    }
+
+    /// Reads everything. The head comes first: what is appended meanwhile is
+    /// then read twice, never missed, and applying twice is harmless.
+    async fn snapshot(&mut self, known: Revocations) -> Result<()> {
+        let began = self.core.clock.monotonic();
+        let (seq, nonce) = {
+            let mut conn = self.core.store.read(&self.call).await?;
+            trust::head(&mut conn).await?
+        };
+        let keys = self
+            .core
+            .keyring
+            .reload(&self.core.store, &self.call)
+            .await?;
+        let mut state = TrustState {
+            issuer: self.core.policy.issuer.clone(),
+            audiences: self.core.policy.audiences.clone(),
+            keys: keys.public.clone(),
+            revocations: known,
+            seq,
+        };
+        let mut from = 0;
+        loop {
+            let entries = self.entries(from).await?;
+            let Some(last) = entries.last() else { break };
+            from = last.seq;
+            for entry in &entries {
+                self.apply(&mut state.revocations, entry);
+            }
+            if from >= seq {
+                break;
+            }
+        }
+        self.verifier.replace(state);
+        self.verifier.heard_as_of(began);
+        self.reached(Cursor { seq, nonce });
+        Ok(())
+    }
+
+    /// Applies what was appended since the last look.
+    async fn follow(&mut self) -> Result<()> {
+        loop {
+            let began = self.core.clock.monotonic();
+            let (head, nonce) = {
+                let mut conn = self.core.store.read(&self.call).await?;
+                trust::head(&mut conn).await?
+            };
+            let at = self.cursor;
+            if head == at.seq && nonce == at.nonce {
+                self.verifier.heard_as_of(began);
+                self.prune();
+                return Ok(());
+            }
+            // One entry back, to see that it is still the one that we know.
+            let entries = self.entries(at.seq - 1).await?;
+            let same_history = head > at.seq
+                && entries
+                    .first()
+                    .is_none_or(|e| e.seq != at.seq || e.nonce == at.nonce);
+            if !same_history {
+                tracing::warn!(
+                    head,
+                    applied = at.seq,
+                    "the trust log has another history (a restored backup?); reading it whole"
+                );
+                let state = self.verifier.state();
+                let known = state.map(|s| s.revocations.clone()).unwrap_or_default();
+                return self.snapshot(known).await;
+            }
+            let new: Vec<_> = entries
+                .into_iter()
+                .filter(|entry| entry.seq > at.seq)
+                .collect();
+            let Some(last) = new.last() else {
+                return Err(Error::internal(
+                    "the trust log lacks the entries that its head counts",
+                ));
+            };
+            let cursor = Cursor {
+                seq: last.seq,
+                nonce: last.nonce,
+            };
+            let keys_changed = new.iter().any(|entry| {
+                matches!(
+                    entry.change,
+                    TrustChange::SigningKeys | TrustChange::SecretKeys
+                )
+            });
+            let keys = if keys_changed {
+                Some(
+                    self.core
+                        .keyring
+                        .reload(&self.core.store, &self.call)
+                        .await?,
+                )
+            } else {
+                None
+            };
+            self.verifier.update(|state| {
+                for entry in &new {
+                    self.apply(&mut state.revocations, entry);
+                }
+                if let Some(keys) = &keys {
+                    state.keys = keys.public.clone();
+                }
+                state.seq = cursor.seq;
+            });
+            self.reached(cursor);
+        }
+    }
+
+    async fn entries(&self, after: i64) -> Result<Vec<TrustEntry>> {
+        let mut conn = self.core.store.read(&self.call).await?;
+        trust::since(&mut conn, after, BATCH).await
+    }
+
+    fn apply(&self, revocations: &mut Revocations, entry: &TrustEntry) {
+        let keep_until = entry.created_at + self.core.policy.tokens.retention();
+        match entry.change {
+            TrustChange::SessionRevoked { session_id } => {
+                revocations.revoke_session(session_id.0, keep_until);
+            }
+            TrustChange::UserEpoch { user_id, min_epoch } => {
+                revocations.revoke_user(user_id.0, min_epoch, keep_until);
+            }
+            TrustChange::SigningKeys | TrustChange::SecretKeys => {}
+        }
+    }
+
+    /// Forgets what has expired; looks at every entry, so not at every poll.
+    fn prune(&mut self) {
+        let now = self.core.clock.now();
+        if now >= self.prune_at {
+            self.prune_at = now + PRUNE_EVERY;
+            self.verifier.update(|state| state.revocations.prune(now));
+        }
+    }
+
+    fn reached(&mut self, cursor: Cursor) {
+        self.cursor = cursor;
+        self.core.trust.applied.send_replace(cursor.seq);
+    }
+}
