@@ -26,6 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(env::var_os("CARGO_FEATURE_CLIENT").is_some())
         .build_server(env::var_os("CARGO_FEATURE_SERVER").is_some())
+        // Ordered maps, so that one message has one encoding.
+        .btree_map(".")
         .compile_fds(descriptors)?;
     Ok(())
 }
