@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::{Core, keyring::Keys};
 use crate::{
     crypto::RefreshToken,
-    domain::{Invalid, Role, SessionId, UserId, Violations, id},
+    domain::{Invalid, PermissionName, Role, SessionId, UserId, Violations, id},
     error::{Error, Reason, Result},
 };
 
@@ -157,7 +157,7 @@ pub(super) fn pair(
         .roles
         .iter()
         .flat_map(|r| &r.permissions)
-        .map(|p| p.as_str())
+        .map(PermissionName::as_str)
         .collect();
     let claims = Claims {
         iss: core.policy.issuer.clone(),
