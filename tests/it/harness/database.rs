@@ -1,0 +1,65 @@
+//! A fresh database for each test: a file, or a database of its own in the
+//! cluster that `scripts/test` has started.
+
+use std::{
+    env,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use tempfile::TempDir;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+/// A database, gone when dropped (a PostgreSQL one goes with its cluster).
+#[derive(Debug)]
+pub struct Database {
+    pub kind: Kind,
+    pub url: String,
+    pub folder: TempDir,
+}
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl Database {
+    pub async fn create(kind: Kind) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let url = match kind {
+            Kind::Sqlite => format!("sqlite://{}", folder.path().join("test.db").display()),
+            Kind::Postgres => {
+                let number = NUMBER.fetch_add(1, Relaxed);
+                let name = format!("it_{}_{number}", std::process::id());
+                execute(&cluster_url(), &format!("CREATE DATABASE {name}")).await;
+                let mut url = url::Url::parse(&cluster_url()).expect("a URL");
+                url.set_path(&name);
+                url.to_string()
+            }
+        };
+        Self { kind, url, folder }
+    }
+}
+
+/// The URL of the throwaway cluster.
+pub fn cluster_url() -> String {
+    env::var("COUNTERSIGN_TEST_POSTGRES_URL").expect(
+        "COUNTERSIGN_TEST_POSTGRES_URL is not set: run the tests by scripts/test, or start a \
+         cluster by scripts/postgres and set it",
+    )
+}
+
+/// Runs one statement on a connection of its own.
+pub async fn execute(url: &str, statement: &str) {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
+        .await
+        .expect("PostgreSQL answers");
+    let driver = tokio::spawn(connection);
+    client.batch_execute(statement).await.expect(statement);
+    drop(client);
+    driver
+        .await
+        .expect("the connection ends")
+        .expect("the connection ends well");
+}

@@ -1,0 +1,274 @@
+//! A database, the nodes on it, and the people who use them.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use countersign::{
+    app::{self, Seams},
+    config::Config,
+    domain::{Call, DisplayName, Metadata, RoleName},
+    service::{once::Repeatable, users},
+};
+use countersign_proto::v1;
+use tokio::runtime::Handle;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    client::Client,
+    clock::{MockClock, Seeded},
+    database::{Database, Kind},
+};
+
+/// The password of every persona.
+pub const PASSWORD: &str = "correct horse battery staple";
+
+/// One test's world.
+#[derive(Debug)]
+pub struct World {
+    pub database: Database,
+    pub clock: Arc<MockClock>,
+    /// The first node.
+    pub node: Node,
+    /// What nodes are started with.
+    pub config: Config,
+    names: AtomicU32,
+    seeds: AtomicU64,
+}
+
+/// A node of the service, in this process.
+#[derive(Debug)]
+pub struct Node {
+    pub running: app::Node,
+    pub address: SocketAddr,
+    pub http: SocketAddr,
+    channel: Channel,
+}
+
+/// Somebody with an account and a session.
+#[derive(Debug, Clone)]
+pub struct Person {
+    pub email: String,
+    pub user_id: String,
+    pub tokens: v1::TokenPair,
+    pub client: Client,
+}
+
+impl World {
+    pub async fn new(kind: Kind) -> Self {
+        Self::with(kind, |_| {}).await
+    }
+
+    /// A world whose nodes have other settings.
+    pub async fn with(kind: Kind, adjust: impl FnOnce(&mut Config)) -> Self {
+        let database = Database::create(kind).await;
+        let mut config = settings(&database);
+        adjust(&mut config);
+        let clock = Arc::new(MockClock::new());
+        let seeds = AtomicU64::new(1);
+        let node = Node::start(config.clone(), &clock, 0).await;
+        Self {
+            database,
+            clock,
+            node,
+            config,
+            names: AtomicU32::new(0),
+            seeds,
+        }
+    }
+
+    /// Another node on the same database.
+    pub async fn another_node(&self) -> Node {
+        let seed = self.seeds.fetch_add(1, Relaxed);
+        Node::start(self.config.clone(), &self.clock, seed).await
+    }
+
+    /// A client of the first node that is nobody.
+    pub fn anonymous(&self) -> Client {
+        self.node.client()
+    }
+
+    /// An address that nobody has yet.
+    pub fn new_email(&self) -> String {
+        format!("person{}@example.com", self.names.fetch_add(1, Relaxed))
+    }
+
+    /// Somebody who has registered and logged in.
+    pub async fn person(&self) -> Person {
+        let email = self.new_email();
+        let request = v1::RegisterRequest {
+            email: email.clone(),
+            password: PASSWORD.to_owned(),
+            ..Default::default()
+        };
+        let reply = self
+            .anonymous()
+            .auth
+            .register(request)
+            .await
+            .expect("registers");
+        let user_id = reply.into_inner().user.expect("a user").user_id;
+        self.login(&email, user_id).await
+    }
+
+    /// An admin, made as the command line makes one.
+    pub async fn admin(&self) -> Person {
+        let email = self.new_email();
+        let wish = users::NewUser {
+            email: email.parse().expect("an address"),
+            password: Some(countersign::domain::Password::parse(PASSWORD).expect("a password")),
+            username: None,
+            display_name: DisplayName::default(),
+            roles: [RoleName::admin()].into(),
+            metadata: Metadata::default(),
+        };
+        let once = Repeatable {
+            method: "test",
+            request_id: None,
+            body: Vec::new(),
+            encode: |_| Vec::new(),
+        };
+        let made = users::create(
+            self.node.running.core(),
+            &Call::internal("test"),
+            wish,
+            once,
+        )
+        .await
+        .expect("an admin");
+        let countersign::service::once::Made::Now(user) = made else {
+            panic!("made before")
+        };
+        self.login(&email, user.id.to_string()).await
+    }
+
+    /// Somebody who holds the given permissions by a role of their own.
+    pub async fn person_who_may(&self, permissions: &[&str]) -> Person {
+        let mut admin = self.admin().await;
+        let person = self.person().await;
+        let name = format!("role{}", self.names.fetch_add(1, Relaxed));
+        let role = v1::CreateRoleRequest {
+            name: name.clone(),
+            permissions: permissions.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        };
+        admin
+            .client
+            .roles
+            .create_role(role)
+            .await
+            .expect("creates a role");
+        let grant = v1::GrantRoleRequest {
+            user_id: person.user_id.clone(),
+            role: name,
+        };
+        admin
+            .client
+            .users
+            .grant_role(grant)
+            .await
+            .expect("grants it");
+        self.login(&person.email, person.user_id).await
+    }
+
+    async fn login(&self, email: &str, user_id: String) -> Person {
+        let tokens = login(&self.anonymous(), email, PASSWORD)
+            .await
+            .expect("logs in");
+        let client = self.anonymous().with_token(&tokens.access_token);
+        Person {
+            email: email.to_owned(),
+            user_id,
+            tokens,
+            client,
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.node.running.abort();
+    }
+}
+
+impl Node {
+    pub async fn start(config: Config, clock: &Arc<MockClock>, seed: u64) -> Self {
+        let seams = Seams {
+            clock: clock.clone(),
+            entropy: Arc::new(Seeded::new(seed)),
+        };
+        let running = app::Node::start(config, seams, &Handle::current())
+            .await
+            .expect("starts");
+        let address = running.address().expect("a TCP address");
+        let http = running.http_address();
+        running
+            .ready(Duration::from_secs(30))
+            .await
+            .expect("gets ready");
+        let channel = connect(address);
+        Self {
+            running,
+            address,
+            http,
+            channel,
+        }
+    }
+
+    /// A client on the node's shared connection that is nobody.
+    pub fn client(&self) -> Client {
+        Client::new(self.channel.clone(), None)
+    }
+
+    /// A client on a connection of its own.
+    pub fn new_connection(&self) -> Client {
+        Client::new(connect(self.address), None)
+    }
+}
+
+fn connect(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}"))
+        .expect("a URI")
+        .connect_lazy()
+}
+
+/// Logs in by address and password.
+pub async fn login(
+    client: &Client,
+    identifier: &str,
+    password: &str,
+) -> Result<v1::TokenPair, tonic::Status> {
+    let request = v1::LoginRequest {
+        identifier: identifier.to_owned(),
+        password: password.to_owned(),
+        ..Default::default()
+    };
+    let reply = client.clone().auth.login(request).await?.into_inner();
+    let Some(v1::login_response::Result::Tokens(tokens)) = reply.result else {
+        panic!("no tokens in {reply:?}");
+    };
+    Ok(tokens)
+}
+
+/// Settings of a node in a test: no ports of its own, hashing that costs
+/// nothing, no limits per peer.
+fn settings(database: &Database) -> Config {
+    let mut config = Config::default();
+    config.profile = countersign::config::Profile::Testing;
+    config.data_dir = database.folder.path().join("data");
+    config.issuer = "https://countersign.test".to_owned();
+    config.listen.address = "127.0.0.1:0".parse().expect("an address");
+    config.http.address = "127.0.0.1:0".parse().expect("an address");
+    config.database.url = database.url.clone();
+    config.hashing.memory_kib = 8;
+    config.hashing.iterations = 1;
+    config.hashing.lanes = 2;
+    config.hashing.queue = 256;
+    config.limits.rate_limits_enabled = false;
+    config
+}

@@ -1,0 +1,4 @@
+//! Everything is tested through the front door. One binary: see `harness`.
+
+mod harness;
+mod rooms;
