@@ -1,38 +1,70 @@
-//! Decides in process whether a Countersign credential is good.
-use jiff::Timestamp;
-use uuid::Uuid;
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CallerKind {
-    User,
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct Caller {
-    pub subject: Uuid,
-    pub kind: CallerKind,
-    pub session_id: Uuid,
-    pub client_id: String,
-    pub roles: Vec<String>,
-    pub scopes: Vec<String>,
-    pub audience: Vec<String>,
-    pub issued_at: Timestamp,
-    pub expires_at: Timestamp,
-    pub auth_methods: Vec<String>,
-    pub authenticated_at: Timestamp,
-    pub epoch: i64,
-    pub token_id: Uuid,
-}
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
-    Ed25519,
-    Es256,
-}
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyState {
-    Next,
-    Active,
-    Retired,
-}
-pub trait Clock: Send + Sync + std::fmt::Debug {
-    fn now(&self) -> Timestamp;
-    fn monotonic(&self) -> std::time::Duration;
-}
+//! Decides, in process and from memory alone, whether a Countersign credential is good.
+//!
+//! A two-minute tour:
+//!
+//! - [`TrustState`] is everything a decision rests on, as a value: issuer, audiences, public keys
+//!   ([`KeySet`]) and what has been revoked ([`Revocations`]). Copies are cheap, so whoever hears of a
+//!   change makes the next state from the last and puts it in place whole.
+//! - [`Verifier`] holds the current state and answers [`Verifier::verify`] without a lock, a database
+//!   or a network. It also knows how old its knowledge is ([`Verifier::staleness`]).
+//! - A good token gives a [`Caller`]. A bad one gives a [`Rejection`], the exact reason, which is for
+//!   logs and metrics; whoever sent the token learns only that it is not valid.
+//! - [`Claims`] is the wire form of an access token (RFC 9068), shared with the side that mints.
+//! - [`Clock`] is passed in; [`SystemClock`] is the one place that reads the time.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use countersign_verifier::{
+//!     Algorithm, KeySet, KeyState, Policy, PublicKey, Rejection, Revocations, SystemClock,
+//!     TrustState, Verifier,
+//! };
+//!
+//! let verifier = Verifier::new(Arc::new(SystemClock), Policy::default());
+//! // Nothing is known yet, so nothing is good.
+//! assert_eq!(verifier.verify("a.b.c", None), Err(Rejection::NotReady));
+//!
+//! // The public key of RFC 8037, appendix A.2.
+//! let public = [
+//!     0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a,
+//!     0x0e, 0xe1, 0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
+//! ];
+//! let mut keys = KeySet::default();
+//! keys.insert(PublicKey::new("2026-01", Algorithm::Ed25519, KeyState::Active, &public)?);
+//! verifier.replace(TrustState {
+//!     issuer: "https://auth.example.com".into(),
+//!     audiences: vec!["orders".into()],
+//!     keys,
+//!     revocations: Revocations::default(),
+//!     seq: 0,
+//! });
+//!
+//! match verifier.verify("not a token", Some("orders")) {
+//!     Ok(caller) => println!("{} may {:?}", caller.subject, caller.scopes),
+//!     Err(rejection) => println!("refused: {}", rejection.label()),
+//! }
+//! # Ok::<(), countersign_verifier::InvalidKey>(())
+//! ```
+//!
+//! What it does not do: fetch anything, mint anything, or decide what a caller may do; it says who
+//! the caller is and which scopes the token carries.
+
+mod caller;
+mod claims;
+mod clock;
+mod key;
+mod object;
+mod rejection;
+mod revocations;
+mod token;
+mod trust_state;
+mod verifier;
+
+pub use caller::{Caller, CallerKind};
+pub use claims::Claims;
+pub use clock::{Clock, SystemClock};
+pub use key::{Algorithm, InvalidKey, Jwk, KeySet, KeyState, PublicKey};
+pub use rejection::Rejection;
+pub use revocations::Revocations;
+pub use token::{MAX_TOKEN_BYTES, TOKEN_TYPE};
+pub use trust_state::TrustState;
+pub use verifier::{Policy, Verifier};
