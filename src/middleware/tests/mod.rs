@@ -293,20 +293,20 @@ fn stand_in(reached: &Arc<Mutex<Vec<Call>>>) -> Routes {
 async fn perform(call: Call, what: Option<String>) -> Response<Body> {
     tracing::info!("in the handler");
     match what.as_deref() {
-        None => trailers(Status::new(Code::Ok, "")),
+        None => trailers(&Status::new(Code::Ok, "")),
         Some("cost") => {
             call.cost.add_query(Duration::from_millis(2));
             call.cost
                 .add_hash(Duration::from_millis(3), Duration::from_millis(4));
-            trailers(Status::new(Code::Ok, ""))
+            trailers(&Status::new(Code::Ok, ""))
         }
         Some("fail") => Status::from(Error::from(Reason::UserNotFound)).into_http(),
-        Some("fail late") => trailers(Error::from(Reason::OutcomeUnknown).into()),
+        Some("fail late") => trailers(&Error::from(Reason::OutcomeUnknown).into()),
         Some("fail as a library would") => Status::out_of_range("too large").into_http(),
         Some("panic") => panic!("on purpose"),
         Some("wait") => {
             tokio::time::sleep(Duration::from_hours(1)).await;
-            trailers(Status::new(Code::Ok, ""))
+            trailers(&Status::new(Code::Ok, ""))
         }
         Some("stream") => {
             let frames = futures_util::stream::pending::<Result<Frame<Bytes>, Status>>();
@@ -317,7 +317,7 @@ async fn perform(call: Call, what: Option<String>) -> Response<Body> {
 }
 
 /// A message, and a status after it.
-fn trailers(status: Status) -> Response<Body> {
+fn trailers(status: &Status) -> Response<Body> {
     let mut trailers = HeaderMap::new();
     status.add_header(&mut trailers).unwrap();
     let message = Full::new(Bytes::from_static(b"\0\0\0\0\0"));
