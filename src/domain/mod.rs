@@ -2,6 +2,7 @@
 //! database, no wire; whatever is built here is legal.
 
 pub mod audit;
+pub mod blocklist;
 pub mod call;
 pub mod entropy;
 pub mod id;

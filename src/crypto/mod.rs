@@ -1,0 +1,55 @@
+//! Secrets at work: password hashing on its own threads, keys that sign, and
+//! keys that seal and authenticate. No database, no wire.
+//!
+//! - [`Lanes`]: Argon2id on a few threads behind a bounded queue.
+//! - [`Sealer`]: the other keys at rest, under the [`MasterKey`].
+//! - [`Signer`]: access tokens.
+//! - [`RefreshKeys`]: refresh tokens.
+//! - [`RequestKeys`]: page tokens and MACs of request bodies.
+//!
+//! Keys enter and leave as the rows of `domain::signing_key`, sealed; what is
+//! opened stays in here. The primitives are those of aws-lc-rs and argon2.
+
+mod argon2id;
+pub mod entropy;
+pub mod lanes;
+pub mod refresh;
+pub mod request;
+pub mod seal;
+pub mod secret_key;
+pub mod signing;
+
+pub use entropy::SystemEntropy;
+pub use lanes::{Lanes, Ticket, Verdict};
+pub use refresh::{RefreshKeys, RefreshToken};
+pub use request::RequestKeys;
+pub use seal::{MasterKey, Sealer};
+pub use signing::Signer;
+
+#[cfg(test)]
+mod testing {
+    use std::sync::Mutex;
+
+    use rand_chacha::{
+        ChaCha20Rng,
+        rand_core::{Rng, SeedableRng},
+    };
+
+    use crate::domain::Entropy;
+
+    /// Randomness that a test repeats.
+    #[derive(Debug)]
+    pub(super) struct Seeded(Mutex<ChaCha20Rng>);
+
+    impl Seeded {
+        pub(super) fn new(seed: u64) -> Self {
+            Self(Mutex::new(ChaCha20Rng::seed_from_u64(seed)))
+        }
+    }
+
+    impl Entropy for Seeded {
+        fn fill(&self, buffer: &mut [u8]) {
+            self.0.lock().unwrap().fill_bytes(buffer);
+        }
+    }
+}

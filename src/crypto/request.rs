@@ -1,0 +1,178 @@
+//! MACs that make a later request fit an earlier one: page tokens, and the
+//! bodies of requests that carry a `request_id`.
+//!
+//! A page token is authenticated, not encrypted: it holds what the page before
+//! it showed. It is bound to a scope, the caller and the filter, so that it
+//! continues the list that it came from and no other. The MAC over a body is
+//! keyed because bodies hold passwords, which a plain digest would let a
+//! reader of the database guess at.
+
+use aws_lc_rs::hmac;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+use super::{
+    seal::Sealer,
+    secret_key::{Ring, equal, mac},
+};
+use crate::{
+    domain::signing_key::{Purpose, SecretKey},
+    error::{Error, Reason, Result},
+};
+
+const VERSION: u8 = 1;
+const PAGE: &[u8] = b"countersign page token v1\0";
+const BODY: &[u8] = b"countersign request body v1\0";
+const PAGE_MAC: usize = 16;
+
+/// A longer text is no page token.
+const MOST_CHARACTERS: usize = 1024;
+
+/// The keys of page tokens and request bodies.
+#[derive(Debug)]
+pub struct RequestKeys(Ring);
+
+impl RequestKeys {
+    /// Opens the request keys among these; fails if there is none.
+    pub fn open(keys: &[SecretKey], sealer: &Sealer) -> Result<Self> {
+        Ring::open(keys, Purpose::Request, sealer).map(Self)
+    }
+
+    /// The MAC of a request's whole body under the newest key.
+    pub fn body_mac(&self, method: &str, body: &[u8]) -> [u8; 32] {
+        body_mac(self.0.newest().1, method, body)
+    }
+
+    /// Whether `mac` is of this body, under whichever key it was made.
+    pub fn is_body_mac(&self, method: &str, body: &[u8], mac: &[u8]) -> bool {
+        self.0
+            .keys()
+            .any(|key| equal(&body_mac(key, method, body), mac))
+    }
+
+    /// A token that continues a list after `cursor`. `scope` is all that must
+    /// be the same on the next call: caller and filter, or a digest of them.
+    pub fn page_token(&self, scope: &[u8], cursor: &[u8]) -> String {
+        let (id, key) = self.0.newest();
+        let mac = page_mac(key, scope, cursor);
+        let token = [&[VERSION], id.to_be_bytes().as_slice(), &mac, cursor].concat();
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// The cursor in a page token that was made for the same scope; fails with
+    /// `PAGE_TOKEN_INVALID`.
+    pub fn open_page_token(&self, scope: &[u8], text: &str) -> Result<Vec<u8>> {
+        self.cursor(scope, text)
+            .ok_or_else(|| Error::new(Reason::PageTokenInvalid))
+    }
+
+    fn cursor(&self, scope: &[u8], text: &str) -> Option<Vec<u8>> {
+        if text.len() > MOST_CHARACTERS {
+            return None;
+        }
+        let token = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (&version, rest) = token.split_first()?;
+        let (&id, rest) = rest.split_first_chunk()?;
+        let (mac, cursor) = rest.split_first_chunk::<PAGE_MAC>()?;
+        let key = self.0.get(i32::from_be_bytes(id))?;
+        (version == VERSION && equal(&page_mac(key, scope, cursor), mac)).then(|| cursor.to_vec())
+    }
+}
+
+fn body_mac(key: &hmac::Key, method: &str, body: &[u8]) -> [u8; 32] {
+    mac(
+        key,
+        &[BODY, &length(method.as_bytes()), method.as_bytes(), body],
+    )
+}
+
+fn page_mac(key: &hmac::Key, scope: &[u8], cursor: &[u8]) -> [u8; PAGE_MAC] {
+    mac(key, &[PAGE, &length(scope), scope, cursor])
+}
+
+/// Written before a part that another one follows.
+fn length(part: &[u8]) -> [u8; 8] {
+    (part.len() as u64).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::crypto::{MasterKey, secret_key, testing::Seeded};
+
+    /// A ring of key 1, and the same ring once key 2 is there.
+    fn keys() -> (RequestKeys, RequestKeys) {
+        let entropy = Seeded::new(1);
+        let sealer = Sealer::new(&MasterKey::generate(&entropy)).unwrap();
+        let make = |id| {
+            let now = Timestamp::from_second(i64::from(id)).unwrap();
+            secret_key::generate(id, Purpose::Request, now, &entropy, &sealer).unwrap()
+        };
+        let both = [make(1), make(2)];
+        (
+            RequestKeys::open(&both[..1], &sealer).unwrap(),
+            RequestKeys::open(&both, &sealer).unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_page_token_continues_its_own_list_only() {
+        let (old, new) = keys();
+        let token = old.page_token(b"ana|active", b"cursor");
+        assert_eq!(
+            old.open_page_token(b"ana|active", &token).unwrap(),
+            b"cursor"
+        );
+        assert_eq!(
+            new.open_page_token(b"ana|active", &token).unwrap(),
+            b"cursor"
+        );
+        for scope in ["", "ben|active", "ana|activ", "ana|activec"] {
+            let error = new.open_page_token(scope.as_bytes(), &token).unwrap_err();
+            assert_eq!(error.reason(), Reason::PageTokenInvalid, "{scope}");
+        }
+        let later = new.page_token(b"ana|active", b"cursor");
+        assert!(old.open_page_token(b"ana|active", &later).is_err());
+    }
+
+    #[test]
+    fn an_altered_page_token_is_refused() {
+        let (keys, _) = keys();
+        let token = keys.page_token(b"scope", b"cursor!!");
+        let bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();
+        for bit in 0..bytes.len() * 8 {
+            let mut altered = bytes.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            let text = URL_SAFE_NO_PAD.encode(altered);
+            assert!(keys.open_page_token(b"scope", &text).is_err(), "bit {bit}");
+        }
+        // A byte moved from the cursor to the scope.
+        let (head, cursor) = bytes.split_at(bytes.len() - b"cursor!!".len());
+        let moved = URL_SAFE_NO_PAD.encode([head, &cursor[1..]].concat());
+        assert!(keys.open_page_token(b"scopec", &moved).is_err());
+        for text in [
+            "",
+            "A",
+            "not base64!",
+            &format!("{token}="),
+            &"A".repeat(5000),
+        ] {
+            assert!(keys.open_page_token(b"scope", text).is_err());
+        }
+    }
+
+    #[test]
+    fn a_body_mac_knows_method_body_and_key() {
+        let (old, new) = keys();
+        let mac = old.body_mac("Register", b"body");
+        assert!(new.is_body_mac("Register", b"body", &mac));
+        assert_ne!(new.body_mac("Register", b"body"), mac);
+        assert!(!old.is_body_mac("Register", b"body", &new.body_mac("Register", b"body")));
+        assert!(!new.is_body_mac("Register", b"bodY", &mac));
+        assert!(!new.is_body_mac("CreateUser", b"body", &mac));
+        assert!(!new.is_body_mac("Registerb", b"ody", &mac));
+        assert!(!new.is_body_mac("Register", b"body", &mac[..31]));
+        assert!(!new.is_body_mac("Register", b"body", b""));
+    }
+}

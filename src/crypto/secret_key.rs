@@ -1,0 +1,117 @@
+//! Symmetric keys: made, sealed, opened, and kept as rings.
+//!
+//! A ring holds all keys of one purpose. The newest one makes; all of them
+//! verify, so that what was made before a new key came still counts.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::{constant_time, hmac};
+use jiff::Timestamp;
+use zeroize::Zeroizing;
+
+use super::seal::{Context, Sealer};
+use crate::{
+    domain::{
+        Entropy,
+        signing_key::{Purpose, SecretKey},
+    },
+    error::{Error, Result},
+};
+
+/// As long as the output of the hash (RFC 2104, section 3).
+const BYTES: usize = 32;
+
+/// A new sealed key.
+pub fn generate(
+    id: i32,
+    purpose: Purpose,
+    now: Timestamp,
+    entropy: &dyn Entropy,
+    sealer: &Sealer,
+) -> Result<SecretKey> {
+    let mut key = Zeroizing::new([0; BYTES]);
+    entropy.fill(key.as_mut());
+    let name = id.to_string();
+    Ok(SecretKey {
+        id,
+        purpose,
+        sealed: sealer.seal(&context(purpose, &name), key.as_ref(), entropy)?,
+        created_at: now,
+    })
+}
+
+fn context(purpose: Purpose, id: &str) -> Context<'_> {
+    Context {
+        purpose: purpose.as_str(),
+        id,
+        public_key: &[],
+    }
+}
+
+/// The keys of one purpose; at least one.
+#[derive(Debug)]
+pub(super) struct Ring {
+    keys: BTreeMap<i32, hmac::Key>,
+    newest: (i32, hmac::Key),
+}
+
+impl Ring {
+    /// Opens the keys of this purpose and passes over all others. Fails if
+    /// there is none or one does not open.
+    pub(super) fn open(keys: &[SecretKey], purpose: Purpose, sealer: &Sealer) -> Result<Self> {
+        let mut ring = BTreeMap::new();
+        let mut newest = None;
+        for key in keys.iter().filter(|key| key.purpose == purpose) {
+            let opened = sealer.open(&context(purpose, &key.id.to_string()), &key.sealed)?;
+            let opened = hmac::Key::new(hmac::HMAC_SHA256, &opened);
+            ring.insert(key.id, opened.clone());
+            let age = (key.created_at, key.id);
+            if newest.as_ref().is_none_or(|(newest, _)| age > *newest) {
+                newest = Some((age, opened));
+            }
+        }
+        let ((_, id), key) = newest
+            .ok_or_else(|| Error::internal(format!("there is no {} key", purpose.as_str())))?;
+        Ok(Self {
+            keys: ring,
+            newest: (id, key),
+        })
+    }
+
+    /// The key that makes, and its id.
+    pub(super) fn newest(&self) -> (i32, &hmac::Key) {
+        (self.newest.0, &self.newest.1)
+    }
+
+    /// The key of this id.
+    pub(super) fn get(&self, id: i32) -> Option<&hmac::Key> {
+        self.keys.get(&id)
+    }
+
+    /// All keys.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &hmac::Key> {
+        self.keys.values()
+    }
+}
+
+/// The first `N` bytes of HMAC-SHA-256 over the parts, one after the other;
+/// `N` is 16 at the least and 32 at the most (RFC 2104, section 5). Callers
+/// start with a label that nothing else starts with, and see to it that the
+/// rest cannot be divided in two ways.
+pub(super) fn mac<const N: usize>(key: &hmac::Key, parts: &[&[u8]]) -> [u8; N] {
+    const { assert!(N >= 16 && N <= 32) };
+    let mut context = hmac::Context::with_key(key);
+    for part in parts {
+        context.update(part);
+    }
+    let mut mac = [0; N];
+    for (place, byte) in mac.iter_mut().zip(context.sign().as_ref()) {
+        *place = *byte;
+    }
+    mac
+}
+
+/// Whether `own` and `other` are equal; in constant time.
+pub(super) fn equal(own: &[u8], other: &[u8]) -> bool {
+    constant_time::verify_slices_are_equal(own, other).is_ok()
+}
