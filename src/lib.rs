@@ -2,9 +2,15 @@
 //! over gRPC.
 
 pub mod breaker;
+pub mod cli;
+pub mod config;
 pub mod crypto;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod http;
+pub mod listen;
+pub mod middleware;
 pub mod service;
 pub mod store;
+pub mod telemetry;

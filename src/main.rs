@@ -1,1 +1,61 @@
-fn main() {}
+//! The binary: arguments, runtimes, exit code. All else is in the library.
+//!
+//! Two runtimes, so that neither holds up the other: the serving one accepts
+//! connections, validates tokens and runs the layers; the work one runs
+//! everything that touches the database. Password hashing has threads of its
+//! own and is on neither.
+
+use std::{panic::PanicHookInfo, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use countersign::cli::{self, Cli};
+use tokio::runtime::{Builder, Runtime};
+
+/// How long work may go on after the commands are done; what must not be cut
+/// short was waited for by then.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(note));
+    let cli = Cli::parse();
+    start(cli).unwrap_or_else(|error| {
+        cli::remark(&format!("countersign: {error:#}\n"));
+        ExitCode::FAILURE
+    })
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    // Fails only if a provider was chosen before, and nobody else does.
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .ok();
+    let serving = runtime("serve")?;
+    let work = runtime("work")?;
+    let result = serving.block_on(cli::run(cli, work.handle().clone()));
+    work.shutdown_timeout(LEFT_BEHIND);
+    serving.shutdown_timeout(LEFT_BEHIND);
+    result
+}
+
+fn runtime(name: &str) -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .with_context(|| format!("the runtime `{name}` cannot be started"))
+}
+
+/// One line for a panic: in the log once there is one, else for people.
+fn note(panic: &PanicHookInfo<'_>) {
+    let place = panic
+        .location()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let message = panic.payload_as_str().unwrap_or("no message");
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!(place, message, "panic");
+    } else {
+        cli::remark(&format!("countersign: panic at {place}: {message}\n"));
+    }
+}

@@ -1,0 +1,195 @@
+//! The command line: what can be asked for, and the one function that does it.
+//! Arguments, prompts and output of a command are in its own file; what it does
+//! is done by the rooms. Results go to standard output, everything else to
+//! standard error.
+
+pub mod backup;
+pub mod banner;
+pub mod check_config;
+pub mod key;
+pub mod migrate;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod user;
+
+use std::{
+    io::{self, ErrorKind, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::runtime::Handle;
+
+use crate::config::{Profile, Sources};
+
+/// Version and commit.
+pub const VERSION: &str = match option_env!("COUNTERSIGN_VERSION") {
+    Some(version) => version,
+    None => concat!(env!("CARGO_PKG_VERSION"), " (unknown commit)"),
+};
+
+/// The authentication service that internal microservices call over gRPC.
+#[derive(Debug, Parser)]
+#[command(
+    name = "countersign",
+    version = VERSION,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  countersign serve                          SQLite in ./data, nothing to set up
+  countersign user create --email ana@example.com --role admin
+  countersign --profile production check-config
+
+Flags win over the environment, that over countersign.toml, that over the
+defaults; docs/configuration.md lists all settings."
+)]
+pub struct Cli {
+    /// What all commands share.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Settings that every command takes.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct Global {
+    /// Configuration file; must exist [env: COUNTERSIGN_CONFIG] [default: countersign.toml if there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Profile [env: COUNTERSIGN_PROFILE] [default: development]
+    #[arg(long, global = true, value_enum, hide_possible_values = false)]
+    pub profile: Option<Profile>,
+    /// Directory of the database and the master key [env: COUNTERSIGN_DATA_DIR] [default: ./data]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// sqlite://PATH or postgres://… [env: COUNTERSIGN_DATABASE_URL]; a password is better kept in
+    /// the environment or in a file, as other users see arguments
+    #[arg(long, global = true, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// Least severe log lines: error, warn, info, debug, trace [env: COUNTERSIGN_LOG] [default: info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve gRPC and the side port until SIGTERM or Ctrl-C
+    Serve(Serve),
+    /// Change the database schema, or show where it stands
+    #[command(subcommand)]
+    Migrate(migrate::Command),
+    /// Print the effective settings and what is wrong with them
+    ///
+    /// Each line says where the value came from. Secrets are not shown. Exits with 1 if `serve`
+    /// would refuse to start.
+    CheckConfig(check_config::Arguments),
+    /// Create, list and change accounts
+    #[command(subcommand)]
+    User(user::Command),
+    /// Show signing keys
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Copy the SQLite database, also while it is being served
+    Backup(backup::Arguments),
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+Examples:
+  countersign serve
+  countersign serve --listen unix:/run/countersign.sock
+  COUNTERSIGN_DATABASE_URL=postgres://… countersign --profile production serve")]
+pub struct Serve {
+    /// gRPC: address:port, or unix:/path [env: COUNTERSIGN_LISTEN] [default: 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// HTTP side port: JWKS, health, metrics [env: COUNTERSIGN_HTTP_LISTEN] [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_listen: Option<String>,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Does what was asked for. `work` is the runtime for everything that touches
+/// the database.
+#[expect(clippy::unused_async, reason = "temporary: until `serve` is connected")]
+pub async fn run(cli: Cli, _work: Handle) -> anyhow::Result<ExitCode> {
+    let sources = cli.sources();
+    match cli.command {
+        Command::CheckConfig(arguments) => {
+            let report = check_config::report(&sources, arguments.format);
+            remark(&report.remarks);
+            print(&report.settings)?;
+            Ok(if report.is_good {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        _ => anyhow::bail!("this build cannot do that yet"),
+    }
+}
+
+impl Cli {
+    /// Where settings come from: the process, under these flags.
+    pub fn sources(&self) -> Sources {
+        let mut sources = Sources::of_process();
+        sources.file.clone_from(&self.global.config);
+        sources.flags = self.flags();
+        sources
+    }
+
+    fn flags(&self) -> Vec<(&'static str, &'static str, String)> {
+        let global = &self.global;
+        let path = |path: &PathBuf| path.display().to_string();
+        let serve = match &self.command {
+            Command::Serve(serve) => (serve.listen.clone(), serve.http_listen.clone()),
+            _ => (None, None),
+        };
+        [
+            ("profile", "profile", global.profile.map(|p| p.to_string())),
+            ("data-dir", "data_dir", global.data_dir.as_ref().map(path)),
+            ("database-url", "database.url", global.database_url.clone()),
+            ("log-level", "telemetry.level", global.log_level.clone()),
+            ("listen", "listen.address", serve.0),
+            ("http-listen", "http.address", serve.1),
+        ]
+        .into_iter()
+        .filter_map(|(flag, key, value)| Some((flag, key, value?)))
+        .collect()
+    }
+}
+
+/// Writes a result to standard output. A reader that has gone, such as `head`,
+/// is no error.
+pub fn print(text: &str) -> io::Result<()> {
+    quiet_if_gone(io::stdout().lock().write_all(text.as_bytes()))
+}
+
+/// Writes a remark to standard error.
+pub fn remark(text: &str) {
+    // There is nowhere else to say that it failed.
+    io::stderr().lock().write_all(text.as_bytes()).ok();
+}
+
+fn quiet_if_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,238 @@
+//! One connection from its first byte to its last: it must begin in time, is
+//! closed when idle or old or when the node stops, and while it is being closed
+//! its calls have a while to end.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use pin_project_lite::pin_project;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tower::{BoxError, Service, ServiceExt as _};
+
+use super::Config;
+use crate::middleware::{held::Held, peer};
+
+/// The client's preface and the head of the SETTINGS frame that must follow it
+/// (RFC 9113, section 3.4).
+const PREFACE_BYTES: usize = 24 + 9;
+
+const KIB: u32 = 1024;
+
+/// What holds for each connection of a listener.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    http: http2::Builder<TokioExecutor>,
+    idle: Duration,
+    grace: Duration,
+}
+
+/// What a connection is doing, seen from beside it.
+#[derive(Debug)]
+struct Activity {
+    started: Instant,
+    bytes: AtomicUsize,
+    calls: AtomicUsize,
+    /// When the last call ended, in milliseconds after the start.
+    quiet_since: AtomicU64,
+}
+
+/// One call of a connection.
+#[derive(Debug)]
+struct Running(Arc<Activity>);
+
+/// Where a connection is in its life, and until when.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Beginning(Instant),
+    Open,
+    Closing(Instant),
+}
+
+pin_project! {
+    /// Counts what is read.
+    struct Counted<I> {
+        #[pin]
+        io: I,
+        activity: Arc<Activity>,
+    }
+}
+
+impl Rules {
+    pub(super) fn new(config: &Config) -> Self {
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
+            .max_concurrent_streams(config.max_concurrent_streams)
+            .max_header_list_size(16 * KIB)
+            // Modest: what one connection can make the node hold in memory.
+            .initial_stream_window_size(64 * KIB)
+            .initial_connection_window_size(256 * KIB)
+            .keep_alive_interval(Duration::from_secs(config.keepalive_seconds))
+            .keep_alive_timeout(Duration::from_secs(config.keepalive_timeout_seconds));
+        Self {
+            http,
+            idle: Duration::from_secs(config.idle_seconds),
+            grace: Duration::from_secs(config.close_grace_seconds),
+        }
+    }
+
+    /// Serves a connection until it ends. It must begin until `begin_by`, and is
+    /// closed at `old_at`.
+    pub(super) async fn serve<I, S, B>(
+        &self,
+        io: I,
+        connection: peer::Connection,
+        service: S,
+        (begin_by, old_at): (Instant, Instant),
+        shutdown: CancellationToken,
+    ) where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
+        S::Future: Send,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let activity = Arc::new(Activity::new());
+        let io = Counted {
+            io,
+            activity: Arc::clone(&activity),
+        };
+        let calls = Arc::clone(&activity);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(connection);
+            let running = Running::new(&calls);
+            let response = service.clone().oneshot(request);
+            async move {
+                let response = response.await?;
+                Ok::<_, Infallible>(response.map(|body| Held::new(body, Some(running))))
+            }
+        });
+        let mut http = pin!(self.http.serve_connection(TokioIo::new(io), service));
+        let mut phase = Phase::Beginning(begin_by);
+        loop {
+            let wake = match phase {
+                Phase::Beginning(until) | Phase::Closing(until) => until,
+                Phase::Open => old_at.min(activity.idle_at(self.idle)),
+            };
+            let stop = tokio::select! {
+                biased;
+                _ended = http.as_mut() => return,
+                () = shutdown.cancelled(), if !matches!(phase, Phase::Closing(_)) => true,
+                () = sleep_until(wake) => false,
+            };
+            let now = Instant::now();
+            phase = match phase {
+                // The grace is over, or nobody has spoken in time.
+                Phase::Closing(_) => return,
+                Phase::Beginning(_) if !activity.has_begun() => return,
+                _ if stop || now >= old_at || now >= activity.idle_at(self.idle) => {
+                    http.as_mut().graceful_shutdown();
+                    Phase::Closing(now + self.grace)
+                }
+                _ => Phase::Open,
+            };
+        }
+    }
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            bytes: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            quiet_since: AtomicU64::new(0),
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.bytes.load(Relaxed) >= PREFACE_BYTES
+    }
+
+    /// When the connection will have been idle for so long, if no call comes.
+    fn idle_at(&self, idle: Duration) -> Instant {
+        if self.calls.load(Relaxed) > 0 {
+            return Instant::now() + idle;
+        }
+        self.started + Duration::from_millis(self.quiet_since.load(Relaxed)) + idle
+    }
+}
+
+impl Running {
+    fn new(activity: &Arc<Activity>) -> Self {
+        activity.calls.fetch_add(1, Relaxed);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let since = self.0.started.elapsed().as_millis();
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.0.quiet_since.store(since, Relaxed);
+        self.0.calls.fetch_sub(1, Relaxed);
+    }
+}
+
+impl<I: AsyncRead> AsyncRead for Counted<I> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.project();
+        let before = buffer.filled().len();
+        ready!(this.io.poll_read(cx, buffer))?;
+        let read = buffer.filled().len() - before;
+        this.activity.bytes.fetch_add(read, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite> AsyncWrite for Counted<I> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.project().io.poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().io.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().io.poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.project().io.poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

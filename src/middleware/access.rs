@@ -1,0 +1,354 @@
+//! The access table: one row for each RPC that this process answers. An RPC
+//! without a row is refused, so nothing is open by default.
+//!
+//! A row says who may call, which limit the call counts against, and whether it
+//! needs the database. What depends on the request itself (one's own account or
+//! another's) is for the service behind it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use Class::{Hash, Read, Stream, Validate, Write};
+use Permission::{
+    RolesGrant, RolesRead, RolesWrite, UsersDelete, UsersRead, UsersSetPassword, UsersWrite,
+};
+use Who::{Caller, Needs, OptionalCaller, Public};
+
+use crate::domain::Permission;
+
+/// What holds for one RPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// The path on the wire: `/countersign.v1.AuthService/Login`.
+    pub path: &'static str,
+    /// Who may call.
+    pub who: Who,
+    /// Which concurrency limit it counts against.
+    pub class: Class,
+    /// Whether it fails without the database; then it is refused at once while
+    /// the breaker is open.
+    pub needs_database: bool,
+    /// How often one peer may call.
+    pub rate: Option<Rate>,
+}
+
+/// Who may call an RPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// Everyone; a credential is not looked at.
+    Public,
+    /// Everyone, but a credential that is given must be good.
+    OptionalCaller,
+    /// Whoever has a good credential; the service decides on the rest.
+    Caller,
+    /// A caller with this permission.
+    Needs(Permission),
+}
+
+/// Kinds of work. Each has its own limit, so that logins that wait for a hash
+/// lane never use up the places of validations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Answered from memory.
+    Validate,
+    /// Reads the database.
+    Read,
+    /// Changes the database.
+    Write,
+    /// Hashes a password.
+    Hash,
+    /// Lives as long as the caller listens.
+    Stream,
+}
+
+/// Limits per peer, on what lets strangers in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rate {
+    /// Guessing a password.
+    Login,
+    /// Creating accounts.
+    Register,
+    /// Presenting refresh tokens.
+    Refresh,
+}
+
+/// All rows of a node.
+pub static ROWS: &[Row] = &[
+    row(
+        "/countersign.v1.TokenService/ValidateToken",
+        Public,
+        Validate,
+    ),
+    row(
+        "/countersign.v1.TokenService/ValidateTokens",
+        Public,
+        Validate,
+    ),
+    row("/countersign.v1.TokenService/GetJwks", Public, Validate),
+    row("/countersign.v1.AuthService/Register", Public, Hash)
+        .stored()
+        .limited(Rate::Register),
+    row("/countersign.v1.AuthService/Login", Public, Hash)
+        .stored()
+        .limited(Rate::Login),
+    row("/countersign.v1.AuthService/Refresh", Public, Write)
+        .stored()
+        .limited(Rate::Refresh),
+    row("/countersign.v1.AuthService/Logout", OptionalCaller, Write).stored(),
+    row("/countersign.v1.AuthService/WhoAmI", Caller, Read).stored(),
+    // Whoever has stolen a token could go on to guess the current password.
+    row("/countersign.v1.AuthService/ChangePassword", Caller, Hash)
+        .stored()
+        .limited(Rate::Login),
+    row(
+        "/countersign.v1.UserService/CreateUser",
+        Needs(UsersWrite),
+        Hash,
+    )
+    .stored(),
+    row("/countersign.v1.UserService/GetUser", Caller, Read).stored(),
+    row(
+        "/countersign.v1.UserService/BatchGetUsers",
+        Needs(UsersRead),
+        Read,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.UserService/ListUsers",
+        Needs(UsersRead),
+        Read,
+    )
+    .stored(),
+    row("/countersign.v1.UserService/UpdateUser", Caller, Write).stored(),
+    row(
+        "/countersign.v1.UserService/DeleteUser",
+        Needs(UsersDelete),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.UserService/DisableUser",
+        Needs(UsersWrite),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.UserService/EnableUser",
+        Needs(UsersWrite),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.UserService/SetPassword",
+        Needs(UsersSetPassword),
+        Hash,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.UserService/GrantRole",
+        Needs(RolesGrant),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.UserService/RevokeRole",
+        Needs(RolesGrant),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.RoleService/CreateRole",
+        Needs(RolesWrite),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.RoleService/ListRoles",
+        Needs(RolesRead),
+        Read,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.RoleService/UpdateRole",
+        Needs(RolesWrite),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.RoleService/DeleteRole",
+        Needs(RolesWrite),
+        Write,
+    )
+    .stored(),
+    row("/countersign.v1.SessionService/ListSessions", Caller, Read).stored(),
+    row(
+        "/countersign.v1.SessionService/RevokeSession",
+        Caller,
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.SessionService/RevokeAllSessions",
+        Caller,
+        Write,
+    )
+    .stored(),
+    row("/grpc.health.v1.Health/Check", Public, Validate),
+    row("/grpc.health.v1.Health/Watch", Public, Stream),
+    row(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        Public,
+        Stream,
+    ),
+    row(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        Public,
+        Stream,
+    ),
+];
+
+/// Finds the row of a path.
+#[derive(Debug, Clone)]
+pub struct Table(Arc<HashMap<&'static str, &'static Row>>);
+
+const fn row(path: &'static str, who: Who, class: Class) -> Row {
+    Row {
+        path,
+        who,
+        class,
+        needs_database: false,
+        rate: None,
+    }
+}
+
+impl Row {
+    const fn stored(mut self) -> Self {
+        self.needs_database = true;
+        self
+    }
+
+    const fn limited(mut self, rate: Rate) -> Self {
+        self.rate = Some(rate);
+        self
+    }
+
+    /// The RPC's name in logs and metrics: `countersign.v1.AuthService/Login`.
+    pub fn rpc(&self) -> &'static str {
+        self.path.trim_start_matches('/')
+    }
+
+    /// The service that the RPC belongs to: `countersign.v1.AuthService`.
+    pub fn service(&self) -> &'static str {
+        self.rpc().split('/').next().unwrap_or_default()
+    }
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Validate,
+        Self::Read,
+        Self::Write,
+        Self::Hash,
+        Self::Stream,
+    ];
+
+    /// The name in logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Validate => "validate",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Hash => "hash",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+impl Rate {
+    /// The name in errors and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Register => "register",
+            Self::Refresh => "refresh",
+        }
+    }
+}
+
+impl Table {
+    /// A table of these rows.
+    pub fn new(rows: &'static [Row]) -> Self {
+        Self(Arc::new(rows.iter().map(|row| (row.path, row)).collect()))
+    }
+
+    /// The row of a path.
+    pub fn find(&self, path: &str) -> Option<&'static Row> {
+        self.0.get(path).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    fn rpcs(descriptors: &[u8]) -> Vec<String> {
+        let set = FileDescriptorSet::decode(descriptors).unwrap();
+        let mut paths = Vec::new();
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let (package, service) = (file.package(), service.name());
+                    paths.push(format!("/{package}.{service}/{}", method.name()));
+                }
+            }
+        }
+        paths
+    }
+
+    #[test]
+    fn every_rpc_has_exactly_one_row_and_no_row_names_another() {
+        let known: BTreeSet<String> = [
+            countersign_proto::FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ]
+        .into_iter()
+        .flat_map(rpcs)
+        .collect();
+        let rows: Vec<String> = ROWS.iter().map(|row| row.path.to_owned()).collect();
+        let unique: BTreeSet<String> = rows.iter().cloned().collect();
+        assert!(known.len() > 25, "the descriptors hold few RPCs: {known:?}");
+        assert_eq!(unique, known);
+        assert_eq!(rows.len(), unique.len());
+    }
+
+    #[test]
+    fn what_validation_needs_never_needs_the_database() {
+        for row in ROWS {
+            let from_memory = matches!(row.class, Class::Validate | Class::Stream);
+            assert_eq!(row.needs_database, !from_memory, "{}", row.path);
+        }
+    }
+
+    #[test]
+    fn a_row_is_found_by_its_exact_path_only() {
+        let table = Table::new(ROWS);
+        let login = table.find("/countersign.v1.AuthService/Login").unwrap();
+        assert_eq!(login.rpc(), "countersign.v1.AuthService/Login");
+        assert_eq!(login.service(), "countersign.v1.AuthService");
+        for path in [
+            "",
+            "/",
+            "/countersign.v1.AuthService/login",
+            "/countersign.v1.AuthService/Login/",
+        ] {
+            assert_eq!(table.find(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Authenticates by the access table: takes the bearer token of a call, has it
+//! judged, and leaves the caller in the request's `Call`.
+//!
+//! A permission in the row is checked here, before a handler sees the request;
+//! what depends on the request itself is for the service behind it. The caller
+//! learns one reason for all bad tokens; which it was, the log and the metric
+//! know.
+
+use std::{sync::Arc, time::Duration};
+
+use countersign_verifier::{Caller, Rejection, Verifier};
+use http::{HeaderMap, Request, header::AUTHORIZATION};
+use tower::{BoxError, filter::Predicate};
+
+use super::{access::Who, method};
+use crate::{
+    domain::{Call, Permission},
+    error::{Error, Reason, Result},
+};
+
+/// When a node that has just started is likely to know the keys.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Lets a call pass if its row says so.
+#[derive(Debug, Clone)]
+pub struct Authenticate(pub Arc<Verifier>);
+
+impl Authenticate {
+    fn caller(&self, who: Who, headers: &HeaderMap) -> Result<Option<Caller>> {
+        let needed = match who {
+            Who::Public => return Ok(None),
+            Who::OptionalCaller if !headers.contains_key(AUTHORIZATION) => return Ok(None),
+            Who::OptionalCaller | Who::Caller => None,
+            Who::Needs(permission) => Some(permission),
+        };
+        let token = bearer(headers).ok_or(Reason::CredentialsMissing)?;
+        let caller = self.0.verify(token, None).map_err(rejected)?;
+        match needed {
+            Some(permission) if !holds(&caller, permission) => {
+                Err(Error::permission_denied(permission.name()))
+            }
+            _ => Ok(Some(caller)),
+        }
+    }
+}
+
+impl<B> Predicate<Request<B>> for Authenticate {
+    type Request = Request<B>;
+
+    fn check(&mut self, mut request: Request<B>) -> Result<Request<B>, BoxError> {
+        let who = method::row(&request)?.who;
+        let caller = self.caller(who, request.headers())?;
+        // Nobody further in has a use for it.
+        request.headers_mut().remove(AUTHORIZATION);
+        if let Some(caller) = caller {
+            tracing::Span::current().record("subject", tracing::field::display(caller.subject));
+            if let Some(call) = request.extensions_mut().get_mut::<Call>() {
+                call.caller = Some(Arc::new(caller));
+            }
+        }
+        Ok(request)
+    }
+}
+
+fn holds(caller: &Caller, permission: Permission) -> bool {
+    caller.scopes.iter().any(|scope| scope == permission.name())
+}
+
+/// The token, if there is exactly one `authorization` and it is `Bearer`
+/// (RFC 6750, section 2.1; the scheme is matched without case, RFC 9110,
+/// section 11.1).
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() {
+        return None;
+    }
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim_start_matches(' ');
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+fn rejected(rejection: Rejection) -> Error {
+    let label = rejection.label();
+    metrics::counter!("countersign_token_rejections_total", "rejection" => label).increment(1);
+    tracing::Span::current().record("rejection", label);
+    match rejection {
+        Rejection::NotReady => Error::from(Reason::NotReady).retry_after(RETRY),
+        _ => Reason::TokenInvalid.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_one_bearer_token_is_taken() {
+        for (values, expected) in [
+            (&["Bearer abc"][..], Some("abc")),
+            (&["bearer abc"], Some("abc")),
+            (&["BEARER  abc"], Some("abc")),
+            (&[], None),
+            (&["Bearer abc", "Bearer abc"], None),
+            (&["Bearer abc", "Basic abc"], None),
+            (&["Bearer"], None),
+            (&["Bearer "], None),
+            (&["Bearerabc"], None),
+            (&["Basic abc"], None),
+            (&["abc"], None),
+            (&[" Bearer abc"], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(AUTHORIZATION, value.parse().unwrap());
+            }
+            assert_eq!(bearer(&headers), expected, "{values:?}");
+        }
+    }
+}

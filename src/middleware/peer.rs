@@ -1,0 +1,142 @@
+//! Who is at the other end: the address of the connection, or what a trusted
+//! proxy says about it.
+//!
+//! `x-forwarded-for` is written by whoever likes to, so it is believed only as
+//! far as it was written by proxies of our own: from the right, past addresses
+//! that are trusted, to the first that is not.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use http::HeaderMap;
+use ipnet::IpNet;
+
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// What the listener knows of a connection. It travels in the extensions of
+/// each request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Connection {
+    /// Where it comes from; none on a Unix socket.
+    pub address: Option<IpAddr>,
+}
+
+/// The client's address. IPv4 mapped into IPv6 counts as IPv4.
+pub fn client(connection: Connection, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
+    let address = connection.address?.to_canonical();
+    let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
+    if !is_trusted(address) {
+        return Some(address);
+    }
+    let mut client = address;
+    for value in headers.get_all(FORWARDED_FOR).iter().rev() {
+        let Ok(value) = value.to_str() else {
+            return Some(address);
+        };
+        for hop in value.rsplit(',') {
+            // A chain that is broken anywhere on the way says nothing.
+            let Some(hop) = parse(hop.trim()) else {
+                return Some(address);
+            };
+            client = hop;
+            if !is_trusted(hop) {
+                return Some(client);
+            }
+        }
+    }
+    Some(client)
+}
+
+/// What counts as one peer: an IPv4 address, or the /64 that one IPv6 host has
+/// to itself (RFC 6177).
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        v4 @ IpAddr::V4(_) => v4,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
+/// An address alone, or as some proxies write it, with a port.
+fn parse(hop: &str) -> Option<IpAddr> {
+    hop.parse::<IpAddr>()
+        .or_else(|_| hop.parse::<SocketAddr>().map(|socket| socket.ip()))
+        .ok()
+        .map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client_of(connection: &str, forwarded: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for value in forwarded {
+            headers.append(FORWARDED_FOR, value.parse().unwrap());
+        }
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        let connection = Connection {
+            address: Some(connection.parse().unwrap()),
+        };
+        client(connection, &headers, &trusted).unwrap().to_string()
+    }
+
+    #[test]
+    fn a_forwarded_address_counts_as_far_as_it_was_written_by_trusted_proxies() {
+        for (connection, forwarded, expected) in [
+            // Nobody between.
+            ("203.0.113.7", &[][..], "203.0.113.7"),
+            ("::ffff:203.0.113.7", &[], "203.0.113.7"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            // A stranger writes what he likes.
+            ("203.0.113.7", &["198.51.100.1"], "203.0.113.7"),
+            // One proxy, two proxies, on one line or two.
+            ("10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
+            ("::ffff:10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
+            ("fd00::1", &["2001:db8::5"], "2001:db8::5"),
+            ("10.0.0.1", &["198.51.100.1, 10.0.0.2"], "198.51.100.1"),
+            ("10.0.0.1", &["198.51.100.1", "10.0.0.2"], "198.51.100.1"),
+            // What the client wrote itself stands to the left of its address.
+            ("10.0.0.1", &["1.1.1.1, 198.51.100.1"], "198.51.100.1"),
+            (
+                "10.0.0.1",
+                &["1.1.1.1", "198.51.100.1,10.0.0.2"],
+                "198.51.100.1",
+            ),
+            ("10.0.0.1", &["nonsense, 198.51.100.1"], "198.51.100.1"),
+            // Only proxies: the farthest.
+            ("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            // Ports and mapped addresses.
+            ("10.0.0.1", &["198.51.100.1:4711"], "198.51.100.1"),
+            ("10.0.0.1", &["[2001:db8::5]:4711"], "2001:db8::5"),
+            ("10.0.0.1", &["::ffff:198.51.100.1"], "198.51.100.1"),
+            // Malformed: what is known for certain.
+            ("10.0.0.1", &["unknown"], "10.0.0.1"),
+            ("10.0.0.1", &[""], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1, , 10.0.0.2"], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1"),
+            ("10.0.0.1", &["010.0.0.5"], "10.0.0.1"),
+        ] {
+            assert_eq!(
+                client_of(connection, forwarded),
+                expected,
+                "{connection} {forwarded:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_unix_socket_has_no_address_whatever_is_forwarded() {
+        let mut headers = HeaderMap::new();
+        headers.append(FORWARDED_FOR, "198.51.100.1".parse().unwrap());
+        let everyone = ["0.0.0.0/0".parse().unwrap()];
+        assert_eq!(client(Connection::default(), &headers, &everyone), None);
+    }
+
+    #[test]
+    fn a_peer_is_an_ipv4_address_or_an_ipv6_network() {
+        let network = |address: &str| super::network(address.parse().unwrap()).to_string();
+        assert_eq!(network("198.51.100.1"), "198.51.100.1");
+        assert_eq!(network("::ffff:198.51.100.1"), "198.51.100.1");
+        assert_eq!(network("2001:db8:0:1:2:3:4:5"), "2001:db8:0:1::");
+        assert_eq!(network("2001:db8:0:1::"), network("2001:db8:0:1:ffff::1"));
+    }
+}

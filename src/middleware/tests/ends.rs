@@ -1,0 +1,176 @@
+//! How calls are held back, cut short and given up.
+
+use std::time::Instant;
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_call_ends_with_its_deadline() {
+    let edge = Edge::new();
+    for (timeout, longest) in [
+        (Some("50m"), 50),
+        (Some("2S"), 2000),
+        (None, 30_000),
+        (Some("9H"), 30_000),
+    ] {
+        let mut headers = vec![("x-do", "wait")];
+        headers.extend(timeout.map(|timeout| ("grpc-timeout", timeout)));
+        let started = tokio::time::Instant::now();
+        let ended = edge.call(VALIDATE, &headers).await;
+        ended.assert_failed(Code::DeadlineExceeded, Reason::DeadlineExceeded);
+        let took = i64::try_from(started.elapsed().as_millis()).unwrap();
+        assert!((took - longest).abs() <= 5, "{timeout:?} took {took} ms");
+    }
+}
+
+#[tokio::test]
+async fn the_handler_knows_the_deadline() {
+    let edge = Edge::new();
+    edge.call(VALIDATE, &[("grpc-timeout", "5S")]).await;
+    let remaining = edge.last_call().deadline.unwrap() - Instant::now();
+    assert!((4..=5).contains(&remaining.as_secs()), "{remaining:?}");
+    edge.call(VALIDATE, &[]).await;
+    let remaining = edge.last_call().deadline.unwrap() - Instant::now();
+    assert!((29..=30).contains(&remaining.as_secs()), "{remaining:?}");
+}
+
+#[tokio::test]
+async fn a_malformed_timeout_is_refused_and_one_of_zero_is_over() {
+    let edge = Edge::new();
+    let ended = edge.call(VALIDATE, &[("grpc-timeout", "1s")]).await;
+    ended.assert_failed(Code::InvalidArgument, Reason::InvalidRequest);
+    let ended = edge.call(VALIDATE, &[("grpc-timeout", "0S")]).await;
+    ended.assert_failed(Code::DeadlineExceeded, Reason::DeadlineExceeded);
+    assert_eq!(edge.reached(), 0);
+}
+
+#[tokio::test]
+async fn a_class_without_a_free_place_refuses_and_others_do_not_feel_it() {
+    let edge = Edge::with(|parts| parts.config.concurrency.hash = 1);
+    let (service, wait) = (edge.service.clone(), request(LOGIN, &[("x-do", "wait")]));
+    let first = tokio::spawn(service.oneshot(wait));
+    while edge.reached() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let ended = edge.call(LOGIN, &[]).await;
+    ended.assert_failed(Code::ResourceExhausted, Reason::Overloaded);
+    assert!(ended.status.get_error_details().retry_info().is_some());
+    assert!(
+        ended
+            .status
+            .metadata()
+            .contains_key("grpc-retry-pushback-ms")
+    );
+    assert_eq!(edge.call(VALIDATE, &[]).await.status.code(), Code::Ok);
+
+    // A caller that leaves gives its place back.
+    first.abort();
+    first.await.unwrap_err();
+    assert_eq!(edge.call(LOGIN, &[]).await.status.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn a_stream_keeps_its_place_to_its_end_and_an_answer_does_not() {
+    let edge = Edge::with(|parts| {
+        parts.config.concurrency.stream = 1;
+        parts.config.concurrency.validate = 1;
+    });
+    let stream = edge.send(request(WATCH, &[("x-do", "stream")])).await;
+    let refused = edge.call(WATCH, &[]).await;
+    refused.assert_failed(Code::ResourceExhausted, Reason::Overloaded);
+    drop(stream);
+    assert_eq!(edge.call(WATCH, &[]).await.status.code(), Code::Ok);
+
+    let _unread = edge.send(request(VALIDATE, &[])).await;
+    assert_eq!(edge.call(VALIDATE, &[]).await.status.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn an_open_breaker_refuses_what_needs_the_database_and_nothing_else() {
+    let edge = Edge::with(|parts| parts.config.login_per_minute = 1);
+    *edge.shut.lock().unwrap() = Some(Duration::from_millis(700));
+    for _ in 0..3 {
+        let ended = edge.call(LOGIN, &[]).await;
+        ended.assert_failed(Code::Unavailable, Reason::DependencyUnavailable);
+        let details = ended.status.get_error_details();
+        assert_eq!(
+            details.error_info().unwrap().metadata["dependency"],
+            "database"
+        );
+        assert_eq!(ended.headers["grpc-retry-pushback-ms"], "700");
+    }
+    assert_eq!(edge.reached(), 0);
+    assert_eq!(edge.call(VALIDATE, &[]).await.status.code(), Code::Ok);
+    // What was refused did not count against the peer.
+    *edge.shut.lock().unwrap() = None;
+    assert_eq!(edge.call(LOGIN, &[]).await.status.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn a_peer_that_calls_too_often_is_held_back_and_others_are_not() {
+    let edge = Edge::with(|parts| {
+        parts.config.login_per_minute = 2;
+        parts.config.trusted_proxies = vec!["198.51.100.1/32".parse().unwrap()];
+    });
+    let from = |address| [("x-forwarded-for", address)];
+    for _ in 0..2 {
+        assert_eq!(
+            edge.call(LOGIN, &from("2001:db8::1")).await.status.code(),
+            Code::Ok
+        );
+    }
+    // Another address of the same /64 is the same peer.
+    let ended = edge.call(LOGIN, &from("2001:db8::2")).await;
+    ended.assert_failed(Code::ResourceExhausted, Reason::RateLimited);
+    let details = ended.status.get_error_details();
+    let retry = details.retry_info().unwrap().retry_delay.unwrap();
+    assert_eq!(retry.as_secs(), 30);
+    assert_eq!(
+        details.quota_failure().unwrap().violations[0].description,
+        "login"
+    );
+
+    assert_eq!(
+        edge.call(LOGIN, &from("203.0.113.9")).await.status.code(),
+        Code::Ok
+    );
+    assert_eq!(
+        edge.call(VALIDATE, &from("2001:db8::1"))
+            .await
+            .status
+            .code(),
+        Code::Ok
+    );
+    edge.mint.clock.advance(retry);
+    assert_eq!(
+        edge.call(LOGIN, &from("2001:db8::2")).await.status.code(),
+        Code::Ok
+    );
+}
+
+#[tokio::test]
+async fn limits_per_peer_can_be_switched_off() {
+    let edge = Edge::with(|parts| {
+        parts.config.login_per_minute = 1;
+        parts.config.rate_limits_enabled = false;
+    });
+    for _ in 0..5 {
+        assert_eq!(edge.call(LOGIN, &[]).await.status.code(), Code::Ok);
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_addresses_takes_no_more_than_the_buckets() {
+    let edge = Edge::new();
+    for address in 0..400_000_u32 {
+        let address = std::net::Ipv4Addr::from_bits(address).into();
+        edge.limits
+            .count(access::Rate::Login, address)
+            .unwrap_or_default();
+    }
+    let used = edge.limits.used();
+    assert!((100_000..=131_072).contains(&used), "{used}");
+    edge.mint.clock.advance(Duration::from_secs(61));
+    edge.limits.sweep();
+    assert_eq!(edge.limits.used(), 0);
+}
