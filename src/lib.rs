@@ -5,5 +5,7 @@ pub mod breaker;
 pub mod crypto;
 pub mod domain;
 pub mod error;
+pub mod health;
+pub mod http;
 pub mod listen;
 pub mod middleware;

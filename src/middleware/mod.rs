@@ -33,7 +33,7 @@ pub mod rate;
 pub mod trace_context;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use rate::PeerLimits;
 
