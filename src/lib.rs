@@ -1,6 +1,7 @@
 //! Countersign: the authentication service that internal microservices call
 //! over gRPC.
 
+pub mod app;
 pub mod breaker;
 pub mod cli;
 pub mod config;
@@ -8,6 +9,7 @@ pub mod crypto;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod health;
 pub mod http;
 pub mod listen;
 pub mod middleware;

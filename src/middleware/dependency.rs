@@ -4,55 +4,27 @@
 //! This only looks. Permits are taken, and results recorded, around the queries
 //! themselves; and it is a probe in the background that closes the breaker.
 
-use std::{fmt, sync::Arc, time::Duration};
-
 use http::Request;
 use tower::{BoxError, filter::Predicate};
 
-use super::{method, refused};
-use crate::error::Error;
+use super::method;
+use crate::breaker::Breaker;
 
-/// Something behind the service, and whether it can be reached.
-#[derive(Clone)]
-pub struct Dependency {
-    name: &'static str,
-    shut: Arc<dyn Fn() -> Option<Duration> + Send + Sync>,
-}
+/// Lets a call pass if what it needs can be reached. Without a breaker there is
+/// no database, and no row may need one.
+#[derive(Debug, Clone)]
+pub struct Reachable(pub Option<Breaker>);
 
-impl Dependency {
-    /// `shut` says, cheaply, that the breaker is open and when to try again.
-    pub fn new(
-        name: &'static str,
-        shut: impl Fn() -> Option<Duration> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            name,
-            shut: Arc::new(shut),
-        }
-    }
-
-    /// When to try again, if the breaker is open.
-    pub fn shut(&self) -> Option<Duration> {
-        (self.shut)()
-    }
-}
-
-impl<B> Predicate<Request<B>> for Dependency {
+impl<B> Predicate<Request<B>> for Reachable {
     type Request = Request<B>;
 
     fn check(&mut self, request: Request<B>) -> Result<Request<B>, BoxError> {
         if method::row(&request)?.needs_database
-            && let Some(retry_after) = self.shut()
+            && let Some(breaker) = &self.0
+            && breaker.is_open()
         {
-            refused("breaker", self.name);
-            return Err(Error::unavailable(self.name, retry_after).into());
+            return Err(breaker.refuse().into());
         }
         Ok(request)
-    }
-}
-
-impl fmt::Debug for Dependency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Dependency").field(&self.name).finish()
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tonic::{Status, service::Routes};
 use tower::{BoxError, Service, ServiceBuilder, layer::layer_fn};
 
-use crate::domain::Entropy;
+use crate::{breaker::Breaker, domain::Entropy};
 
 pub mod access;
 pub mod answer;
@@ -33,9 +33,8 @@ pub mod rate;
 pub mod trace_context;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-pub use dependency::Dependency;
 pub use rate::PeerLimits;
 
 /// `[limits]`: what one peer, and all together, may ask of a node.
@@ -69,8 +68,8 @@ pub struct Parts {
     pub entropy: Arc<dyn Entropy>,
     /// Judges bearer tokens.
     pub verifier: Arc<Verifier>,
-    /// The database, as its breaker sees it.
-    pub database: Dependency,
+    /// The database, as its breaker sees it; none in a process without one.
+    pub database: Option<Breaker>,
     /// Counts calls per peer. Its `run` is a task of the process.
     pub peer_limits: Arc<PeerLimits>,
     /// The RPCs that are served.
@@ -117,7 +116,7 @@ where
         }))
         // While the database is gone a call that needs it must cost nothing, nor
         // use up its peer's allowance.
-        .filter(parts.database.clone())
+        .filter(dependency::Reachable(parts.database.clone()))
         // Before authentication: guessing credentials is what it limits.
         .filter(rate::Check(Arc::clone(&parts.peer_limits)))
         // Last, as it costs most. What passes has a caller, if its row asks for

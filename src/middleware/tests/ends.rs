@@ -88,7 +88,11 @@ async fn a_stream_keeps_its_place_to_its_end_and_an_answer_does_not() {
 #[tokio::test]
 async fn an_open_breaker_refuses_what_needs_the_database_and_nothing_else() {
     let edge = Edge::with(|parts| parts.config.login_per_minute = 1);
-    *edge.shut.lock().unwrap() = Some(Duration::from_millis(700));
+    assert_eq!(
+        edge.call(WHO_AM_I, &[]).await.status.code(),
+        Code::Unauthenticated
+    );
+    edge.lose_database();
     for _ in 0..3 {
         let ended = edge.call(LOGIN, &[]).await;
         ended.assert_failed(Code::Unavailable, Reason::DependencyUnavailable);
@@ -97,13 +101,17 @@ async fn an_open_breaker_refuses_what_needs_the_database_and_nothing_else() {
             details.error_info().unwrap().metadata["dependency"],
             "database"
         );
-        assert_eq!(ended.headers["grpc-retry-pushback-ms"], "700");
+        assert!(details.retry_info().is_some());
     }
+    // Not even the credential is looked at.
+    let ended = edge.call(WHO_AM_I, &[]).await;
+    ended.assert_failed(Code::Unavailable, Reason::DependencyUnavailable);
     assert_eq!(edge.reached(), 0);
     assert_eq!(edge.call(VALIDATE, &[]).await.status.code(), Code::Ok);
     // What was refused did not count against the peer.
-    *edge.shut.lock().unwrap() = None;
-    assert_eq!(edge.call(LOGIN, &[]).await.status.code(), Code::Ok);
+    let peer = "198.51.100.1".parse().unwrap();
+    edge.limits.count(access::Rate::Login, peer).unwrap();
+    edge.limits.count(access::Rate::Login, peer).unwrap_err();
 }
 
 #[tokio::test]

@@ -25,8 +25,9 @@ use tonic_types::StatusExt as _;
 use tower::{ServiceExt as _, util::BoxCloneService};
 use uuid::Uuid;
 
-use super::{Config, Dependency, Parts, PeerLimits, access, peer::Connection, stack};
+use super::{Config, Parts, PeerLimits, access, peer::Connection, stack};
 use crate::{
+    breaker::{self, Breaker},
     domain::{Call, Entropy, Permission},
     error::{Error, Reason},
 };
@@ -145,7 +146,7 @@ pub(crate) struct Edge {
     service: BoxCloneService<Request<Empty<Bytes>>, Response<ResponseBody>, Infallible>,
     mint: Mint,
     reached: Arc<Mutex<Vec<Call>>>,
-    shut: Arc<Mutex<Option<Duration>>>,
+    breaker: Breaker,
     limits: Arc<PeerLimits>,
 }
 
@@ -165,14 +166,13 @@ impl Edge {
     fn with(change: impl FnOnce(&mut Parts)) -> Self {
         let mint = Mint::new();
         mint.publish();
-        let shut = Arc::new(Mutex::new(None));
-        let database = Arc::clone(&shut);
+        let breaker = Breaker::new("database", &breaker::Config::default());
         let mut parts = Parts {
             config: Config::default(),
             clock: mint.clock.clone(),
             entropy: Arc::new(Counting::default()),
             verifier: mint.verifier.clone(),
-            database: Dependency::new("database", move || *database.lock().unwrap()),
+            database: Some(breaker.clone()),
             peer_limits: Arc::new(PeerLimits::new(&Config::default(), mint.clock.clone())),
             access: access::ROWS,
             validation_log_sample: 1,
@@ -187,13 +187,20 @@ impl Edge {
             service: BoxCloneService::new(service),
             mint,
             reached,
-            shut,
+            breaker,
             limits: parts.peer_limits,
         }
     }
 
     fn reached(&self) -> usize {
         self.reached.lock().unwrap().len()
+    }
+
+    /// Opens the database's breaker.
+    fn lose_database(&self) {
+        while let Ok(permit) = self.breaker.permit() {
+            permit.failure();
+        }
     }
 
     fn last_call(&self) -> Call {
