@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::service::Core;
+
 /// Arguments of `backup`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -15,4 +17,10 @@ Example:
 pub struct Arguments {
     /// File to make; must not exist yet
     pub path: PathBuf,
+}
+
+/// Does it, and returns what to print.
+pub async fn run(arguments: Arguments, core: &Core) -> anyhow::Result<String> {
+    core.store.backup(&arguments.path).await?;
+    Ok(format!("wrote {}\n", arguments.path.display()))
 }

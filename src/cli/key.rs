@@ -5,7 +5,11 @@ use countersign_verifier::KeyState;
 use serde_json::{Value, json};
 
 use super::{Format, table::table, user::seconds};
-use crate::domain::signing_key::SigningKey;
+use crate::{
+    domain::{Call, signing_key::SigningKey},
+    service::Core,
+    store::keys,
+};
 
 /// What can be done with signing keys.
 #[derive(Debug, Clone, Subcommand)]
@@ -62,4 +66,11 @@ fn state(state: KeyState) -> &'static str {
         KeyState::Active => "active",
         KeyState::Retired => "retired",
     }
+}
+
+/// Does it, and returns what to print.
+pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
+    let Command::List(List { format }) = command;
+    let mut conn = core.store.read(&Call::internal("cli")).await?;
+    Ok(show(&keys::signing_keys(&mut conn).await?, format))
 }

@@ -4,6 +4,7 @@
 use clap::{Args, Subcommand};
 
 use super::table::table;
+use crate::{service::Core, store::MigrationState};
 
 /// What can be done with the schema.
 #[derive(Debug, Clone, Subcommand)]
@@ -35,4 +36,51 @@ pub fn show(migrations: &[(String, &str)]) -> String {
         .map(|(name, state)| [name.clone(), (*state).to_owned()])
         .collect();
     table(["migration", "state"], &rows)
+}
+
+/// Does it, and returns what to print.
+pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
+    let store = &core.store;
+    match command {
+        Command::Up => {
+            let done = store.migrate_up().await?;
+            Ok(changes(&done, "applied", "the schema is up to date\n"))
+        }
+        // clap has seen to it that `yes` was said.
+        Command::Down(Down { steps, .. }) => {
+            let mut done = Vec::new();
+            for _ in 0..steps {
+                done.extend(store.migrate_down().await?);
+            }
+            Ok(changes(
+                &done,
+                "taken back",
+                "there is no migration to take back\n",
+            ))
+        }
+        Command::Status => {
+            let all = store.migrate_status().await?.into_iter();
+            let rows: Vec<_> = all
+                .map(|migration| {
+                    let state = match migration.state {
+                        MigrationState::Applied => "applied",
+                        MigrationState::Pending => "pending",
+                        MigrationState::Unknown => "unknown to this version",
+                    };
+                    (migration.name, state)
+                })
+                .collect();
+            Ok(show(&rows))
+        }
+    }
+}
+
+fn changes(names: &[String], what: &str, none: &str) -> String {
+    if names.is_empty() {
+        return none.to_owned();
+    }
+    names
+        .iter()
+        .map(|name| format!("{what} {name}\n"))
+        .collect()
 }

@@ -22,7 +22,11 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::runtime::Handle;
 
-use crate::config::{Profile, Sources};
+use crate::{
+    app::{self, Seams},
+    config::{Config, Profile, Sources, data_dir},
+    service::{Core, Trust},
+};
 
 /// Version and commit.
 pub const VERSION: &str = match option_env!("COUNTERSIGN_VERSION") {
@@ -127,22 +131,76 @@ pub enum Format {
 
 /// Does what was asked for. `work` is the runtime for everything that touches
 /// the database.
-#[expect(clippy::unused_async, reason = "temporary: until `serve` is connected")]
-pub async fn run(cli: Cli, _work: Handle) -> anyhow::Result<ExitCode> {
+pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
     let sources = cli.sources();
-    match cli.command {
-        Command::CheckConfig(arguments) => {
-            let report = check_config::report(&sources, arguments.format);
-            remark(&report.remarks);
-            print(&report.settings)?;
-            Ok(if report.is_good {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
-        }
-        _ => anyhow::bail!("this build cannot do that yet"),
+    if let Command::CheckConfig(arguments) = &cli.command {
+        let report = check_config::report(&sources, arguments.format);
+        remark(&report.remarks);
+        print(&report.settings)?;
+        return Ok(if report.is_good {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
     }
+    let loaded = Config::load(&sources)?;
+    let config = loaded.config.clone();
+    let output = match cli.command {
+        Command::CheckConfig(_) => return Ok(ExitCode::SUCCESS),
+        Command::Serve(_) => {
+            let level = move || match Config::load(&sources) {
+                Ok(loaded) => Some(loaded.config.telemetry.level),
+                Err(problems) => {
+                    tracing::error!(%problems, "the configuration is not read again");
+                    None
+                }
+            };
+            return app::serve(loaded, level, work).await;
+        }
+        Command::Migrate(command) => {
+            on(work, async move {
+                migrate::run(command, &open(&config).await?).await
+            })
+            .await?
+        }
+        Command::User(command) => {
+            on(work, async move {
+                user::run(command, &open(&config).await?).await
+            })
+            .await?
+        }
+        Command::Key(command) => {
+            on(work, async move {
+                key::run(command, &open(&config).await?).await
+            })
+            .await?
+        }
+        Command::Backup(arguments) => {
+            let done = async move { backup::run(arguments, &open(&config).await?).await };
+            on(work, done).await?
+        }
+    };
+    print(&output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The rules over the store, without servers. Nodes hear of what is changed
+/// here through the trust log.
+async fn open(config: &Config) -> anyhow::Result<Core> {
+    let seams = Seams::default();
+    let prepared = data_dir::prepare(config, &*seams.entropy)?;
+    // One hash at a time is all that a command needs.
+    let mut config = config.clone();
+    config.hashing.lanes = 1;
+    app::core(&config, &prepared.master_key, &seams, Trust::unattended()).await
+}
+
+/// Runs a command on the work runtime.
+async fn on<T: Send + 'static>(
+    work: Handle,
+    command: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+) -> anyhow::Result<T> {
+    work.spawn(command).await?
 }
 
 impl Cli {

@@ -7,14 +7,24 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
 use super::{Format, table::table};
-use crate::domain::{
-    DisplayName, Email, Identifier, Invalid, Password, RoleName, User, UserId, UserStatus, Username,
+use crate::{
+    domain::{
+        Call, DisplayName, Email, Identifier, Invalid, Metadata, PageSize, Password, RoleName,
+        User, UserId, UserStatus, Username, user::UserFilter,
+    },
+    service::{
+        Core,
+        once::{Made, Repeatable},
+        password, users,
+    },
+    store,
 };
 
 /// What can be done with accounts.
@@ -143,6 +153,94 @@ impl PasswordSource {
         } else {
             from_prompt(rpassword::prompt_password)
         }
+    }
+}
+
+/// Does it, and returns what to print.
+pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
+    let call = Call::internal("cli");
+    // As `serve` does: the first admin may be made before the first start.
+    core.store.migrate_up().await?;
+    match command {
+        Command::Create(create) => create.run(core, &call).await,
+        Command::List(list) => list.run(core, &call).await,
+        Command::SetPassword(SetPassword { account, password }) => {
+            let user_id = account.find(core, &call).await?;
+            let password = spawn_blocking(move || password.read()).await??;
+            password::set(core, &call, user_id, &password).await?;
+            Ok(format!(
+                "set the password of {user_id}; its sessions are ended\n"
+            ))
+        }
+        Command::Grant(Grant { account, role }) => {
+            let user_id = account.find(core, &call).await?;
+            users::grant(core, &call, user_id, &role).await?;
+            Ok(format!("{user_id} has the role {role}\n"))
+        }
+    }
+}
+
+impl Create {
+    async fn run(self, core: &Core, call: &Call) -> anyhow::Result<String> {
+        let Self {
+            email,
+            username,
+            display_name,
+            roles,
+            password,
+        } = self;
+        let password = spawn_blocking(move || password.read()).await??;
+        let wish = users::NewUser {
+            email,
+            password: Some(password),
+            username,
+            display_name: display_name.unwrap_or_default(),
+            roles: roles.into_iter().collect(),
+            metadata: Metadata::default(),
+        };
+        let user = users::create(core, call, wish, Repeatable::once()).await?;
+        let Made::Now(user) = user else {
+            bail!("the account was made before")
+        };
+        Ok(format!("created {}\n", user.id))
+    }
+}
+
+impl List {
+    async fn run(self, core: &Core, call: &Call) -> anyhow::Result<String> {
+        let filter = UserFilter {
+            email_prefix: self
+                .email_prefix
+                .as_deref()
+                .map(Email::prefix)
+                .transpose()?,
+            role: self.role,
+            status: self.status,
+            ..UserFilter::default()
+        };
+        let size = PageSize::new(i32::from(PageSize::MOST))?;
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let mut conn = core.store.read(call).await?;
+            let page = store::users::list(&mut conn, &filter, after, size).await?;
+            found.extend(page.items);
+            after = page.next;
+            if after.is_none() {
+                return Ok(show(&found, self.format));
+            }
+        }
+    }
+}
+
+impl Account {
+    async fn find(&self, core: &Core, call: &Call) -> anyhow::Result<UserId> {
+        let identifier = match self {
+            Self::Id(id) => return Ok(*id),
+            Self::Identifier(identifier) => identifier,
+        };
+        let mut conn = core.store.read(call).await?;
+        let found = store::users::credentials(&mut conn, identifier).await?;
+        Ok(found.context("there is no such account")?.user_id)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +11,7 @@ use super::Core;
 use crate::{
     domain::Call,
     error::Result,
-    store::{Conn, janitor, trust},
+    store::{janitor, trust},
 };
 
 /// Rows deleted in one transaction.
@@ -20,6 +20,14 @@ const BATCH: i64 = 500;
 /// A dead session is kept for so long, so that a late theft is still seen for
 /// what it is and a person can ask what happened.
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
+
+/// What expires.
+#[derive(Debug, Clone, Copy)]
+enum Expired {
+    Sessions,
+    Requests,
+    TrustEntries,
+}
 
 /// The task that tidies up.
 #[derive(Debug)]
@@ -65,48 +73,32 @@ impl Janitor {
     /// One round; stops between batches when told to.
     pub async fn sweep(&self, shutdown: &CancellationToken) -> Result<()> {
         let now = self.core.now();
-        let sessions_before = now - KEPT;
-        // The log is read from its start by nodes that start: what no
-        // validator needs any more is gone twice as late as need be.
-        let trust_before = now - self.core.policy.tokens.retention() * 2;
-        self.all(shutdown, async |tx| {
-            janitor::delete_dead_sessions(tx, sessions_before, BATCH).await
-        })
-        .await?;
-        self.all(shutdown, async |tx| {
-            janitor::delete_expired_idempotency(tx, now, BATCH).await
-        })
-        .await?;
-        self.all(shutdown, async |tx| {
-            trust::prune(tx, trust_before, BATCH).await
-        })
-        .await?;
+        for kind in [Expired::Sessions, Expired::Requests, Expired::TrustEntries] {
+            while !shutdown.is_cancelled() && self.batch(kind, now).await? >= BATCH {}
+        }
         let oldest = {
             let mut conn = self.core.store.read(&self.call).await?;
             janitor::oldest_dead(&mut conn, now).await?
         };
-        let age = oldest.map_or(0.0, |at| {
-            (now - at).total(jiff::Unit::Second).unwrap_or(0.0)
-        });
+        let age = oldest.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
         metrics::gauge!("countersign_oldest_dead_row_seconds").set(age);
         Ok(())
     }
 
-    async fn all(
-        &self,
-        shutdown: &CancellationToken,
-        batch: impl AsyncFn(&mut Conn) -> Result<usize>,
-    ) -> Result<()> {
-        while !shutdown.is_cancelled() {
-            let deleted = self
-                .core
-                .store
-                .write(&self.call, async |tx| batch(tx).await)
-                .await?;
-            if i64::try_from(deleted.value).is_ok_and(|n| n < BATCH) {
-                break;
-            }
-        }
-        Ok(())
+    /// Deletes some rows and returns how many.
+    async fn batch(&self, kind: Expired, now: Timestamp) -> Result<i64> {
+        let retention = self.core.policy.tokens.retention();
+        let written = self
+            .core
+            .store
+            .write(&self.call, async |tx| match kind {
+                Expired::Sessions => janitor::delete_dead_sessions(tx, now - KEPT, BATCH).await,
+                Expired::Requests => janitor::delete_expired_idempotency(tx, now, BATCH).await,
+                // Nodes that start read the log from its beginning: an entry
+                // goes twice as late as it might.
+                Expired::TrustEntries => trust::prune(tx, now - retention * 2, BATCH).await,
+            })
+            .await?;
+        Ok(i64::try_from(written.value).unwrap_or(BATCH))
     }
 }

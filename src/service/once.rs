@@ -27,6 +27,18 @@ pub struct Repeatable<T> {
     pub encode: fn(&T) -> Vec<u8>,
 }
 
+impl<T> Repeatable<T> {
+    /// A request that is not repeated.
+    pub fn once() -> Self {
+        Self {
+            method: "",
+            request_id: None,
+            body: Vec::new(),
+            encode: |_| Vec::new(),
+        }
+    }
+}
+
 /// The answer to a request that may be repeated.
 #[derive(Debug)]
 pub enum Made<T> {

@@ -19,7 +19,7 @@ use crate::{
         Call,
         trust::{TrustChange, TrustEntry},
     },
-    error::{Error, Reason, Result},
+    error::{Reason, Result},
     store::trust,
 };
 
@@ -33,29 +33,41 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often what has expired is forgotten.
 const PRUNE_EVERY: SignedDuration = SignedDuration::from_mins(1);
 
-/// What this node has heard of the log so far.
+/// What this process has heard of the log so far.
 #[derive(Debug, Clone)]
 pub struct Trust {
-    applied: watch::Sender<i64>,
+    /// None in a process that follows nothing.
+    applied: Option<watch::Sender<i64>>,
     wake: Arc<Notify>,
 }
 
 impl Default for Trust {
     fn default() -> Self {
         Self {
-            applied: watch::Sender::new(0),
+            applied: Some(watch::Sender::new(0)),
             wake: Arc::default(),
         }
     }
 }
 
 impl Trust {
+    /// For the command line, which validates nothing: nodes hear of its changes
+    /// through the log.
+    pub fn unattended() -> Self {
+        Self {
+            applied: None,
+            wake: Arc::default(),
+        }
+    }
+
     /// Waits until the entry of this number is in force here, so that a
     /// revoking call answers only then.
     pub async fn reach(&self, seq: Option<i64>) -> Result<()> {
-        let Some(seq) = seq else { return Ok(()) };
+        let (Some(seq), Some(applied)) = (seq, &self.applied) else {
+            return Ok(());
+        };
         self.wake.notify_one();
-        let mut applied = self.applied.subscribe();
+        let mut applied = applied.subscribe();
         match timeout(PATIENCE, applied.wait_for(|applied| *applied >= seq)).await {
             Ok(Ok(_)) => Ok(()),
             _ => Err(Reason::OutcomeUnknown.into()),
@@ -112,7 +124,11 @@ impl Follower {
                 Err(error) if error.reason() == Reason::Internal => return Err(error),
                 Err(error) => {
                     if !quiet {
-                        tracing::warn!(%error, "not ready: the database does not answer; trying again");
+                        let cause = crate::error::chain(&error);
+                        tracing::warn!(
+                            cause,
+                            "not ready: the database does not answer; trying again"
+                        );
                     }
                     quiet = true;
                 }
@@ -213,24 +229,21 @@ impl Follower {
                 && entries
                     .first()
                     .is_none_or(|e| e.seq != at.seq || e.nonce == at.nonce);
-            if !same_history {
-                tracing::warn!(
-                    head,
-                    applied = at.seq,
-                    "the trust log has another history (a restored backup?); reading it whole"
-                );
-                let state = self.verifier.state();
-                let known = state.map(|s| s.revocations.clone()).unwrap_or_default();
-                return self.snapshot(known).await;
-            }
             let new: Vec<_> = entries
                 .into_iter()
                 .filter(|entry| entry.seq > at.seq)
                 .collect();
-            let Some(last) = new.last() else {
-                return Err(Error::internal(
-                    "the trust log lacks the entries that its head counts",
-                ));
+            let Some(last) = new.last().filter(|_| same_history) else {
+                // A restored backup; or what we lack has been cleared away, as
+                // no token that it speaks of lives any more.
+                tracing::warn!(
+                    head,
+                    applied = at.seq,
+                    "the trust log does not go on from what is known; reading it whole"
+                );
+                let state = self.verifier.state();
+                let known = state.map(|s| s.revocations.clone()).unwrap_or_default();
+                return self.snapshot(known).await;
             };
             let cursor = Cursor {
                 seq: last.seq,
@@ -294,6 +307,8 @@ impl Follower {
 
     fn reached(&mut self, cursor: Cursor) {
         self.cursor = cursor;
-        self.core.trust.applied.send_replace(cursor.seq);
+        if let Some(applied) = &self.core.trust.applied {
+            applied.send_replace(cursor.seq);
+        }
     }
 }

@@ -130,7 +130,13 @@ impl From<diesel::result::Error> for SetupError {
 
 impl From<SetupError> for Error {
     fn from(error: SetupError) -> Self {
-        Self::internal(error)
+        match error {
+            // It may answer the next time.
+            SetupError::Database(_) => {
+                Self::unavailable("database", Duration::from_secs(1)).because(error)
+            }
+            _ => Self::internal(error),
+        }
     }
 }
 

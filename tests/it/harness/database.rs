@@ -63,3 +63,22 @@ pub async fn execute(url: &str, statement: &str) {
         .expect("the connection ends")
         .expect("the connection ends well");
 }
+
+/// Runs one statement on a test's database.
+pub async fn execute_on(database: &Database, statement: &str) {
+    match database.kind {
+        Kind::Postgres => execute(&database.url, statement).await,
+        Kind::Sqlite => {
+            use diesel::{Connection as _, SqliteConnection, connection::SimpleConnection as _};
+            let path = database
+                .url
+                .strip_prefix("sqlite://")
+                .expect("a SQLite URL");
+            let mut connection = SqliteConnection::establish(path).expect("opens");
+            connection
+                .batch_execute("PRAGMA busy_timeout = 5000")
+                .expect("waits");
+            connection.batch_execute(statement).expect(statement);
+        }
+    }
+}

@@ -5,6 +5,7 @@
 pub mod client;
 pub mod clock;
 pub mod database;
+pub mod logs;
 pub mod world;
 
 pub use client::{Client, Failure, refused};
@@ -14,13 +15,12 @@ pub use world::{Node, Person, World};
 /// Declares a test that runs on SQLite and on PostgreSQL.
 #[macro_export]
 macro_rules! on_both {
-    ($($(#[$attribute:meta])* async fn $name:ident($world:ident: World) $body:block)+) => {$(
+    ($($(#[$attribute:meta])* async fn $name:ident($world:ident: $type:ty) $body:block)+) => {$(
         $(#[$attribute])*
         mod $name {
-            #[allow(unused_imports)]
             use super::*;
 
-            async fn test($world: $crate::harness::World) $body
+            async fn test($world: $type) $body
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {

@@ -6,14 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use countersign::{
     app::{self, Seams},
-    config::Config,
+    config::{Config, Profile},
     domain::{Call, DisplayName, Metadata, RoleName},
     service::{once::Repeatable, users},
+    telemetry::Telemetry,
 };
 use countersign_proto::v1;
 use tokio::runtime::Handle;
@@ -22,8 +22,12 @@ use tonic::transport::{Channel, Endpoint};
 use super::{
     client::Client,
     clock::{MockClock, Seeded},
-    database::{Database, Kind},
+    database::{self, Database, Kind},
+    logs,
 };
+
+/// The master key of every node.
+const MASTER_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 /// The password of every persona.
 pub const PASSWORD: &str = "correct horse battery staple";
@@ -71,7 +75,7 @@ impl World {
         adjust(&mut config);
         let clock = Arc::new(MockClock::new());
         let seeds = AtomicU64::new(1);
-        let node = Node::start(config.clone(), &clock, 0).await;
+        let node = Node::start(&config, &clock, 0).await;
         Self {
             database,
             clock,
@@ -82,15 +86,24 @@ impl World {
         }
     }
 
-    /// Another node on the same database.
-    pub async fn another_node(&self) -> Node {
+    /// Another node on the same database; none on SQLite, whose file is served
+    /// by one node.
+    pub async fn another_node(&self) -> Option<Node> {
+        if self.database.kind == Kind::Sqlite {
+            return None;
+        }
         let seed = self.seeds.fetch_add(1, Relaxed);
-        Node::start(self.config.clone(), &self.clock, seed).await
+        Some(Node::start(&self.config, &self.clock, seed).await)
     }
 
     /// A client of the first node that is nobody.
     pub fn anonymous(&self) -> Client {
         self.node.client()
+    }
+
+    /// Runs one statement on the database, behind everybody's back.
+    pub async fn execute(&self, statement: &str) {
+        database::execute_on(&self.database, statement).await;
     }
 
     /// An address that nobody has yet.
@@ -127,20 +140,9 @@ impl World {
             roles: [RoleName::admin()].into(),
             metadata: Metadata::default(),
         };
-        let once = Repeatable {
-            method: "test",
-            request_id: None,
-            body: Vec::new(),
-            encode: |_| Vec::new(),
-        };
-        let made = users::create(
-            self.node.running.core(),
-            &Call::internal("test"),
-            wish,
-            once,
-        )
-        .await
-        .expect("an admin");
+        let core = self.node.running.core();
+        let made = users::create(core, &Call::internal("test"), wish, Repeatable::once()).await;
+        let made = made.expect("an admin");
         let countersign::service::once::Made::Now(user) = made else {
             panic!("made before")
         };
@@ -190,27 +192,27 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for Node {
     fn drop(&mut self) {
-        self.node.running.abort();
+        self.running.abort();
     }
 }
 
 impl Node {
-    pub async fn start(config: Config, clock: &Arc<MockClock>, seed: u64) -> Self {
+    pub async fn start(config: &Config, clock: &Arc<MockClock>, seed: u64) -> Self {
         let seams = Seams {
             clock: clock.clone(),
             entropy: Arc::new(Seeded::new(seed)),
         };
-        let running = app::Node::start(config, seams, &Handle::current())
-            .await
-            .expect("starts");
-        let address = running.address().expect("a TCP address");
+        let telemetry = Telemetry::install_to(&config.telemetry, logs::writer());
+        let telemetry = telemetry.expect("telemetry");
+        let master_key = MASTER_KEY.parse().expect("a key");
+        let work = Handle::current();
+        let running = app::Node::start(config, &master_key, seams, &telemetry, &work).await;
+        let running = running.expect("starts");
+        let address = running.address().parse().expect("a TCP address");
         let http = running.http_address();
-        running
-            .ready(Duration::from_secs(30))
-            .await
-            .expect("gets ready");
+        running.ready().await.expect("gets ready");
         let channel = connect(address);
         Self {
             running,
@@ -258,12 +260,14 @@ pub async fn login(
 /// Settings of a node in a test: no ports of its own, hashing that costs
 /// nothing, no limits per peer.
 fn settings(database: &Database) -> Config {
-    let mut config = Config::default();
-    config.profile = countersign::config::Profile::Testing;
+    let mut config = Config {
+        profile: Profile::Testing,
+        ..Config::default()
+    };
     config.data_dir = database.folder.path().join("data");
     config.issuer = "https://countersign.test".to_owned();
-    config.listen.address = "127.0.0.1:0".parse().expect("an address");
-    config.http.address = "127.0.0.1:0".parse().expect("an address");
+    config.listen.address = "127.0.0.1:0".to_owned();
+    config.http.address = "127.0.0.1:0".to_owned();
     config.database.url = database.url.clone();
     config.hashing.memory_kib = 8;
     config.hashing.iterations = 1;

@@ -1,0 +1,362 @@
+//! The composition root: settings become parts, parts become servers and
+//! background tasks, and at the end all of it is drained. The only place that
+//! spawns.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use countersign_verifier::{Clock, Policy as VerifierPolicy, SystemClock, Verifier};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+
+use crate::{
+    breaker::Breaker,
+    cli,
+    config::{Config, Loaded, data_dir},
+    crypto::{Lanes, MasterKey, Sealer, SystemEntropy},
+    domain::Entropy,
+    error::Error,
+    grpc::{self, Api, TokenApi},
+    health::{Health, Readiness},
+    http::SidePort,
+    listen::Listener,
+    middleware::{self, PeerLimits, access},
+    service::{Core, Keyring, Policy, Trust, Work, janitor::Janitor, trust::Follower},
+    store::Store,
+    telemetry::Telemetry,
+};
+
+/// How often expired rows are looked for.
+const JANITOR_EVERY: Duration = Duration::from_secs(30);
+
+/// How long work may go on after the last connection has ended.
+const WORK_ENDS: Duration = Duration::from_secs(5);
+
+/// What a test puts in the place of the system's.
+#[derive(Debug, Clone)]
+pub struct Seams {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl Default for Seams {
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+        }
+    }
+}
+
+/// The rules over an opened store, without servers: what the command line works
+/// with, and what a node is built around.
+pub async fn core(
+    config: &Config,
+    master_key: &MasterKey,
+    seams: &Seams,
+    trust: Trust,
+) -> anyhow::Result<Core> {
+    let Seams { clock, entropy } = seams.clone();
+    let breaker = Breaker::new("database", &config.database.breaker);
+    let store = Store::open(
+        &config.database,
+        Arc::clone(&clock),
+        Arc::clone(&entropy),
+        breaker,
+    );
+    let sealer = Sealer::new(master_key).context("the master key cannot be used")?;
+    Ok(Core {
+        store: store.await?,
+        lanes: Lanes::start(&config.hashing, Arc::clone(&entropy))?,
+        clock,
+        entropy,
+        keyring: Arc::new(Keyring::new(sealer)),
+        trust,
+        policy: Policy {
+            issuer: config.issuer.clone(),
+            audiences: config.audiences.clone(),
+            client_id: config.client_id.clone(),
+            self_registration: config.self_registration,
+            tokens: config.tokens.clone(),
+            sessions: config.sessions.clone(),
+        },
+    })
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    core: Arc<Core>,
+    verifier: Arc<Verifier>,
+    address: String,
+    http_address: SocketAddr,
+    /// Cancelled when the node begins to stop: it tells so, accepts nothing
+    /// new and finishes what runs.
+    draining: CancellationToken,
+    /// Cancelled when nothing runs any more: background tasks end.
+    over: CancellationToken,
+    servers: TaskTracker,
+    work: TaskTracker,
+    tasks: TaskTracker,
+    /// Why the node cannot go on.
+    fatal: watch::Receiver<Option<Arc<Error>>>,
+}
+
+impl Node {
+    /// Opens the ports and starts everything. Servers run on the runtime that
+    /// this is called on, everything that touches the database on `work`. The
+    /// database need not be up: see [`Node::ready`].
+    pub async fn start(
+        config: &Config,
+        master_key: &MasterKey,
+        seams: Seams,
+        telemetry: &Telemetry,
+        work: &Handle,
+    ) -> anyhow::Result<Self> {
+        let Seams { clock, entropy } = seams.clone();
+        let core = Arc::new(core(config, master_key, &seams, Trust::default()).await?);
+        core.store.lock_instance()?;
+        let leeway = Duration::from_secs(u64::from(config.tokens.leeway_seconds));
+        let policy = VerifierPolicy { leeway };
+        let verifier = Arc::new(Verifier::new(Arc::clone(&clock), policy));
+        let breaker = core.store.breaker().clone();
+        let (draining, over) = (CancellationToken::new(), CancellationToken::new());
+        let readiness = Readiness {
+            verifier: Arc::clone(&verifier),
+            database: Some(breaker.clone()),
+            draining: draining.clone(),
+        };
+        let side_port = SidePort::bind(&config.http, readiness.clone(), telemetry.metrics())
+            .await
+            .with_context(|| format!("cannot listen on {}", config.http.address))?;
+        let listener = Listener::bind(&config.listen, Arc::clone(&entropy)).await?;
+        let (address, http_address) = (listener.address().to_owned(), side_port.address()?);
+
+        let (servers, calls, tasks) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let jwks_max_age = Duration::from_secs(config.http.jwks_max_age_seconds);
+        let routes = TokenApi::new(Arc::clone(&verifier), jwks_max_age).routes(Routes::default());
+        let api = Api::new(Arc::clone(&core), Work::new(work.clone(), calls.clone()));
+        let mut routes = api.routes(routes).add_service(health);
+        if config.reflection {
+            routes = grpc::reflection(routes)?;
+        }
+        let peer_limits = Arc::new(PeerLimits::new(&config.limits, Arc::clone(&clock)));
+        let stack = middleware::stack(
+            routes,
+            &middleware::Parts {
+                config: config.limits.clone(),
+                clock,
+                entropy,
+                verifier: Arc::clone(&verifier),
+                database: Some(breaker.clone()),
+                peer_limits: Arc::clone(&peer_limits),
+                access: access::ROWS,
+                validation_log_sample: config.telemetry.validation_log_sample,
+                traces_exported: config.telemetry.exports_traces(),
+            },
+        );
+        servers.spawn(listener.serve(stack, draining.clone()));
+        servers.spawn(side_port.serve(over.clone()));
+        tasks.spawn(Health::new(reporter, readiness, access::ROWS).run(over.clone()));
+        tasks.spawn(peer_limits.run(over.clone()));
+
+        let poll = Duration::from_millis(config.database.trust_poll_ms);
+        let follower = Follower::new(Arc::clone(&core), Arc::clone(&verifier), poll);
+        let (failed, fatal) = watch::channel(None);
+        let until = over.clone();
+        tasks.spawn_on(
+            async move {
+                if let Err(error) = follower.run(until).await {
+                    failed.send_replace(Some(Arc::new(error)));
+                }
+            },
+            work,
+        );
+        tasks.spawn_on(
+            Janitor::new(Arc::clone(&core), JANITOR_EVERY).run(over.clone()),
+            work,
+        );
+        let (store, until) = (core.store.clone(), over.clone());
+        let every = Duration::from_millis(config.database.breaker.probe_interval_ms);
+        tasks.spawn_on(
+            breaker.probe(async move || store.ping().await.is_ok(), every, until),
+            work,
+        );
+        servers.close();
+        Ok(Self {
+            core,
+            verifier,
+            address,
+            http_address,
+            draining,
+            over,
+            servers,
+            work: calls,
+            tasks,
+            fatal,
+        })
+    }
+
+    /// The gRPC address in the form of the configuration.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The address of the side port.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http_address
+    }
+
+    /// The rules.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Waits until keys and revocations are loaded, so that tokens validate.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let mut fatal = self.fatal.clone();
+        loop {
+            if self.verifier.applied_seq().is_some() {
+                return Ok(());
+            }
+            if let Ok(Ok(_)) =
+                timeout(Duration::from_millis(20), fatal.wait_for(Option::is_some)).await
+            {
+                return Err(self.failure());
+            }
+        }
+    }
+
+    /// Waits until the node cannot go on, and returns why. While all is well
+    /// that is never.
+    pub async fn failed(&self) -> anyhow::Error {
+        let mut fatal = self.fatal.clone();
+        if fatal.wait_for(Option::is_some).await.is_err() {
+            // The task has ended well: the node is being stopped.
+            std::future::pending::<()>().await;
+        }
+        self.failure()
+    }
+
+    fn failure(&self) -> anyhow::Error {
+        match &*self.fatal.borrow() {
+            Some(error) => anyhow::anyhow!("{}", crate::error::chain(error.as_ref())),
+            None => anyhow::anyhow!("the node was stopped"),
+        }
+    }
+
+    /// Drains: tells so, accepts nothing new, finishes what runs, ends.
+    pub async fn stop(self) {
+        self.draining.cancel();
+        // The side port goes on until the last call has ended, to say so.
+        let connections = async {
+            while self.servers.len() > 1 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        connections.await;
+        self.work.close();
+        if timeout(WORK_ENDS, self.work.wait()).await.is_err() {
+            tracing::warn!(calls = self.work.len(), "stopped while calls were running");
+        }
+        self.over.cancel();
+        self.servers.wait().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Ends at once and without waiting for anything, as a test that is over
+    /// may.
+    pub fn abort(&self) {
+        self.draining.cancel();
+        self.over.cancel();
+    }
+}
+
+/// Runs a node until the process is told to stop. `level` reads the log level
+/// that the configuration has now, for SIGHUP.
+pub async fn serve(
+    loaded: Loaded,
+    level: impl Fn() -> Option<String> + Send + 'static,
+    work: Handle,
+) -> anyhow::Result<ExitCode> {
+    let Loaded {
+        config,
+        settings,
+        warnings,
+    } = loaded;
+    let mut stop = StopSignals::new()?;
+    let telemetry = Telemetry::install(&config.telemetry)?;
+    let seams = Seams::default();
+    let prepared = data_dir::prepare(&config, &*seams.entropy)?;
+    if let Some(banner) = cli::banner::banner(&config, &prepared) {
+        cli::remark(&banner);
+    }
+    for warning in warnings.iter().chain(&prepared.warnings) {
+        tracing::warn!("{warning}");
+    }
+    let node = Node::start(&config, &prepared.master_key, seams, &telemetry, &work).await?;
+    node.tasks.spawn(telemetry.clone().run(node.over.clone()));
+    node.tasks
+        .spawn(telemetry.clone().follow_hangups(level, node.over.clone()));
+    tracing::info!(
+        version = cli::VERSION,
+        profile = config.profile.as_str(),
+        grpc = node.address(),
+        http = %node.http_address(),
+        settings = settings.changes(),
+        "serving"
+    );
+    let failure = tokio::select! {
+        signal = stop.recv() => {
+            tracing::info!(signal, "stopping: finishing what runs; a second signal ends it");
+            None
+        }
+        failure = node.failed() => Some(failure),
+    };
+    let in_time = tokio::select! {
+        () = node.stop() => true,
+        signal = stop.recv() => {
+            tracing::warn!(signal, "ended at once");
+            false
+        }
+    };
+    telemetry.flush();
+    match failure {
+        Some(failure) => Err(failure),
+        None if in_time => Ok(ExitCode::SUCCESS),
+        None => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// The signals by which a process is told to stop.
+#[derive(Debug)]
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
