@@ -9,3 +9,4 @@ pub mod health;
 pub mod http;
 pub mod listen;
 pub mod middleware;
+pub mod telemetry;

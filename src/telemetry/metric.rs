@@ -1,0 +1,239 @@
+//! The metrics that this process has: the list that `/metrics` explains and the
+//! documentation is checked against. Whoever counts names the metric here too.
+
+use metrics::Unit;
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
+
+/// What kind of number a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// How long something took, in seconds.
+    Seconds,
+}
+
+/// A metric, its labels and its meaning.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// The name.
+    pub name: &'static str,
+    /// What kind of number it is.
+    pub kind: Kind,
+    /// The labels that it is split by.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+/// From a validation (tens of microseconds) to a call that meets its deadline.
+const BUCKETS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+/// All metrics, sorted by name.
+pub const METRICS: &[Metric] = &[
+    metric(
+        "countersign_breaker_opened_total",
+        Kind::Counter,
+        &["dependency"],
+        "Times that the circuit breaker of a dependency opened",
+    ),
+    metric(
+        "countersign_breaker_rejected_total",
+        Kind::Counter,
+        &["dependency"],
+        "Calls refused because the circuit breaker was open",
+    ),
+    metric(
+        "countersign_breaker_state",
+        Kind::Gauge,
+        &["dependency"],
+        "Circuit breaker: 0 closed, 1 half open, 2 open",
+    ),
+    metric(
+        "countersign_connections",
+        Kind::Gauge,
+        &[],
+        "Connections that are open on the gRPC port",
+    ),
+    metric(
+        "countersign_connections_refused_total",
+        Kind::Counter,
+        &["cause"],
+        "Connections closed at once: a cap in total or per address, or no file descriptor left",
+    ),
+    metric(
+        "countersign_database_acquire_seconds",
+        Kind::Seconds,
+        &[],
+        "Waiting for a connection of the database pool",
+    ),
+    metric(
+        "countersign_database_lost_total",
+        Kind::Counter,
+        &[],
+        "Times that the database was lost",
+    ),
+    metric(
+        "countersign_database_query_seconds",
+        Kind::Seconds,
+        &[],
+        "Queries of the database",
+    ),
+    metric(
+        "countersign_hash_queue_depth",
+        Kind::Gauge,
+        &[],
+        "Places taken for password hashing: held, waiting and running",
+    ),
+    metric(
+        "countersign_hash_seconds",
+        Kind::Seconds,
+        &[],
+        "Hashing a password",
+    ),
+    metric(
+        "countersign_hash_shed_total",
+        Kind::Counter,
+        &[],
+        "Calls refused because the hash queue was full, or too long for their deadline",
+    ),
+    metric(
+        "countersign_hash_wait_seconds",
+        Kind::Seconds,
+        &[],
+        "Waiting for a hash lane",
+    ),
+    metric(
+        "countersign_rate_limit_buckets",
+        Kind::Gauge,
+        &[],
+        "Buckets in use that count the calls of peers",
+    ),
+    metric(
+        "countersign_refused_total",
+        Kind::Counter,
+        &["by", "kind"],
+        "Calls refused by a limit: concurrency (kind: class of call) or rate (kind: limit)",
+    ),
+    metric(
+        "countersign_request_seconds",
+        Kind::Seconds,
+        &["rpc"],
+        "Calls, from their first byte to their status",
+    ),
+    metric(
+        "countersign_requests_total",
+        Kind::Counter,
+        &["rpc", "code"],
+        "Calls that have ended, by gRPC code",
+    ),
+    metric(
+        "countersign_tls_handshake_failures_total",
+        Kind::Counter,
+        &["cause"],
+        "TLS handshakes that failed or took too long",
+    ),
+    metric(
+        "countersign_token_rejections_total",
+        Kind::Counter,
+        &["rejection"],
+        "Access tokens that were refused, by the exact reason",
+    ),
+];
+
+const fn metric(
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        kind,
+        labels,
+        help,
+    }
+}
+
+/// A recorder with buckets that fit.
+pub(super) fn builder() -> Result<PrometheusBuilder, BuildError> {
+    let seconds = Matcher::Suffix("_seconds".to_owned());
+    PrometheusBuilder::new().set_buckets_for_metric(seconds, BUCKETS)
+}
+
+/// Tells the recorder in force what each metric says.
+pub(super) fn describe() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Seconds => {
+                metrics::describe_histogram!(metric.name, Unit::Seconds, metric.help);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+
+    /// The names of metrics that stand in a source file.
+    fn named(text: &str) -> impl Iterator<Item = &str> {
+        text.split("\"countersign_").skip(1).filter_map(|rest| {
+            let name = rest.split('"').next()?;
+            let known = [
+                "_total",
+                "_seconds",
+                "_state",
+                "_depth",
+                "_connections",
+                "_buckets",
+            ];
+            let like_one = known.iter().any(|end| format!("_{name}").ends_with(end));
+            like_one.then_some(name)
+        })
+    }
+
+    fn sources(folder: &Path, texts: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, texts);
+            } else if path.extension().is_some_and(|end| end == "rs")
+                && !path.ends_with("metric.rs")
+            {
+                texts.push(fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_is_counted_is_in_the_list() {
+        let mut texts = Vec::new();
+        sources(
+            Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")),
+            &mut texts,
+        );
+        let counted: BTreeSet<&str> = texts.iter().flat_map(|text| named(text)).collect();
+        assert!(counted.contains("requests_total"), "{counted:?}");
+        let listed: BTreeSet<&str> = METRICS
+            .iter()
+            .map(|metric| metric.name.trim_start_matches("countersign_"))
+            .collect();
+        let missing: Vec<_> = counted
+            .difference(&listed)
+            .filter(|name| **name != "test_total")
+            .collect();
+        assert!(missing.is_empty(), "not in the list: {missing:?}");
+        assert!(METRICS.is_sorted_by_key(|metric| metric.name));
+        assert_eq!(listed.len(), METRICS.len());
+    }
+}
