@@ -29,7 +29,7 @@ use crate::{
     middleware::{self, PeerLimits, access},
     service::{Core, Keyring, Policy, Trust, Work, janitor::Janitor, trust::Follower},
     store::Store,
-    telemetry::Telemetry,
+    telemetry::{self, Telemetry},
 };
 
 /// How often expired rows are looked for.
@@ -296,6 +296,7 @@ pub async fn serve(
     } = loaded;
     let mut stop = StopSignals::new()?;
     let telemetry = Telemetry::install(&config.telemetry)?;
+    telemetry::log_panics();
     let seams = Seams::default();
     let prepared = data_dir::prepare(&config, &*seams.entropy)?;
     if let Some(banner) = cli::banner::banner(&config, &prepared) {

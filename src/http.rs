@@ -45,7 +45,7 @@ use crate::health::Readiness;
 const HEAD: Duration = Duration::from_secs(10);
 
 /// How long a connection may live: scrapers and probes come anew.
-const LIFE: Duration = Duration::from_secs(60);
+const LIFE: Duration = Duration::from_mins(1);
 
 /// How long requests may go on once the process stops.
 const GRACE: Duration = Duration::from_secs(2);

@@ -46,16 +46,12 @@ fn runtime(name: &str) -> anyhow::Result<Runtime> {
         .with_context(|| format!("the runtime `{name}` cannot be started"))
 }
 
-/// One line for a panic: in the log once there is one, else for people.
+/// One line for a panic, until `serve` has a log to write it to.
 fn note(panic: &PanicHookInfo<'_>) {
     let place = panic
         .location()
         .map(ToString::to_string)
         .unwrap_or_default();
     let message = panic.payload_as_str().unwrap_or("no message");
-    if tracing::dispatcher::has_been_set() {
-        tracing::error!(place, message, "panic");
-    } else {
-        cli::remark(&format!("countersign: panic at {place}: {message}\n"));
-    }
+    cli::remark(&format!("countersign: panic at {place}: {message}\n"));
 }

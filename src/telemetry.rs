@@ -319,3 +319,6 @@ pub fn log_panics() {
         tracing::error!(what, place, "panicked");
     }));
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,8 +18,10 @@ impl TokenApi {
         let audience = Some(item.audience.as_str()).filter(|audience| !audience.is_empty());
         let verdict = self.verifier.verify(&item.token, audience);
         if let Err(rejection) = &verdict {
-            metrics::counter!("countersign_token_rejections_total", "why" => rejection.label())
+            let label = rejection.label();
+            metrics::counter!("countersign_token_rejections_total", "rejection" => label)
                 .increment(1);
+            tracing::Span::current().record("rejection", label);
         }
         verdict
     }

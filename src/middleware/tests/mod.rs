@@ -35,6 +35,7 @@ use crate::{
 mod access_rules;
 mod ends;
 mod identity;
+mod wire;
 
 pub(crate) const WHO_AM_I: &str = "/countersign.v1.AuthService/WhoAmI";
 const VALIDATE: &str = "/countersign.v1.TokenService/ValidateToken";
@@ -163,21 +164,25 @@ impl Edge {
         Self::with(|_| ())
     }
 
-    fn with(change: impl FnOnce(&mut Parts)) -> Self {
-        let mint = Mint::new();
-        mint.publish();
-        let breaker = Breaker::new("database", &breaker::Config::default());
-        let mut parts = Parts {
-            config: Config::default(),
+    fn parts(mint: &Mint) -> Parts {
+        let config = Config::default();
+        Parts {
             clock: mint.clock.clone(),
             entropy: Arc::new(Counting::default()),
             verifier: mint.verifier.clone(),
-            database: Some(breaker.clone()),
-            peer_limits: Arc::new(PeerLimits::new(&Config::default(), mint.clock.clone())),
+            database: Some(Breaker::new("database", &breaker::Config::default())),
+            peer_limits: Arc::new(PeerLimits::new(&config, mint.clock.clone())),
+            config,
             access: access::ROWS,
             validation_log_sample: 1,
             traces_exported: false,
-        };
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut Parts)) -> Self {
+        let mint = Mint::new();
+        mint.publish();
+        let mut parts = Self::parts(&mint);
         change(&mut parts);
         parts.peer_limits = Arc::new(PeerLimits::new(&parts.config, mint.clock.clone()));
         let reached = Arc::new(Mutex::new(Vec::new()));
@@ -187,9 +192,21 @@ impl Edge {
             service: BoxCloneService::new(service),
             mint,
             reached,
-            breaker,
+            breaker: parts.database.unwrap(),
             limits: parts.peer_limits,
         }
+    }
+
+    pub(crate) fn exporting_traces() -> Self {
+        Self::with(|parts| parts.traces_exported = true)
+    }
+
+    pub(crate) async fn get(&self, path: &str) {
+        self.call(path, &[]).await;
+    }
+
+    pub(crate) async fn get_in_trace(&self, path: &str, traceparent: &str) {
+        self.call(path, &[("traceparent", traceparent)]).await;
     }
 
     fn reached(&self) -> usize {
