@@ -79,8 +79,9 @@ fn changes(names: &[String], what: &str, none: &str) -> String {
     if names.is_empty() {
         return none.to_owned();
     }
-    names
+    let lines: Vec<_> = names
         .iter()
         .map(|name| format!("{what} {name}\n"))
-        .collect()
+        .collect();
+    lines.concat()
 }

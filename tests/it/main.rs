@@ -1,6 +1,13 @@
 //! Everything is tested through the front door. One binary: see `harness`.
 
-#![expect(unreachable_pub, reason = "a test binary exports nothing")]
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test exports nothing, and fails by panicking"
+)]
 
 mod harness;
 mod refresh;
