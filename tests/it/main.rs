@@ -10,5 +10,7 @@
 )]
 
 mod harness;
+mod idempotency;
+mod matrix;
 mod refresh;
 mod rooms;
