@@ -33,6 +33,9 @@ const MOST_AUDIENCES: usize = 16;
 /// The most paths of a field mask.
 const MOST_PATHS: usize = 40;
 
+/// The earliest timestamp, in seconds since 1970.
+const YEAR_1: i64 = -62_135_596_800;
+
 /// What a failed parse leaves behind once the violations have been reported.
 /// `finish` has returned them by then, so this is never seen.
 fn complete<T>(value: Option<T>) -> Result<T> {
@@ -47,9 +50,15 @@ pub(super) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 }
 
 fn moment(at: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Invalid> {
-    at.map(|at| Timestamp::new(at.seconds, at.nanos))
-        .transpose()
-        .map_err(|_| Invalid::new("must be a timestamp between the years 1 and 9999"))
+    // What google.protobuf.Timestamp allows. jiff goes back further than
+    // PostgreSQL does, which would fail the query.
+    at.map(|at| {
+        let legal = at.seconds >= YEAR_1 && (0..1_000_000_000).contains(&at.nanos);
+        let time = legal.then(|| Timestamp::new(at.seconds, at.nanos).ok());
+        time.flatten()
+            .ok_or_else(|| Invalid::new("must be a timestamp between the years 1 and 9999"))
+    })
+    .transpose()
 }
 
 pub(super) fn register(m: v1::RegisterRequest) -> Result<(Registration, Option<Uuid>)> {
