@@ -246,9 +246,11 @@ pub(super) fn update_user(m: v1::UpdateUserRequest) -> Result<(UserId, UserChang
             other => match other.strip_prefix("metadata.") {
                 Some(key) => {
                     if v.check("update_mask", Metadata::check_key(key)).is_some() {
-                        change
-                            .labels
-                            .insert(key.to_owned(), wish.metadata.remove(key));
+                        let value = wish.metadata.remove(key);
+                        if let Some(value) = &value {
+                            v.check("user.metadata", Metadata::check_value(value));
+                        }
+                        change.labels.insert(key.to_owned(), value);
                     }
                 }
                 None => v.add(
