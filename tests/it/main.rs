@@ -11,6 +11,7 @@
 
 mod harness;
 mod idempotency;
+mod inputs;
 mod matrix;
 mod refresh;
 mod rooms;

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, sync::LazyLock};
 
 use countersign::{
     domain::{Call, DisplayName, Metadata, Password, PermissionName, RoleName},
-    service::{once::Repeatable, roles, users},
+    service::{
+        once::{Made, Repeatable},
+        roles, users,
+    },
 };
 use countersign_proto::{FILE_DESCRIPTOR_SET, v1};
 use prost::{
@@ -101,17 +104,14 @@ pub async fn persona(world: &World, permissions: &[&str]) -> (Person, String) {
         metadata: Metadata::default(),
     };
     let (core, call) = (world.node.running.core(), Call::internal("test"));
-    users::create(core, &call, wish, Repeatable::once())
-        .await
-        .expect("creates");
-    let tokens = world::login(&world.anonymous(), &email, PASSWORD)
-        .await
-        .expect("logs in");
+    let made = users::create(core, &call, wish, Repeatable::once()).await;
+    let Made::Now(user) = made.expect("creates") else {
+        panic!("made before")
+    };
+    let tokens = world::login(&world.anonymous(), &email, PASSWORD).await;
+    let tokens = tokens.expect("logs in");
     let client = world.anonymous().with_token(&tokens.access_token);
-    let mut who = client.clone();
-    let who = who.auth.who_am_i(v1::WhoAmIRequest {}).await;
-    let user = who.expect("answers").into_inner().user.expect("a user");
-    let user_id = user.user_id;
+    let user_id = user.id.to_string();
     let person = Person {
         email,
         user_id,
