@@ -15,3 +15,4 @@ mod inputs;
 mod matrix;
 mod refresh;
 mod rooms;
+mod wire;
