@@ -237,7 +237,7 @@ on_both! {
                 wrong.extend(cell(&world, row, state, &bad).await);
             }
         }
-        assert!(wrong.is_empty(), "{:#?}", wrong);
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 
     async fn a_path_without_a_row_is_refused_whoever_calls(world: World) {
