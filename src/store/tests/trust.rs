@@ -183,8 +183,13 @@ on_both! {
 
     async fn nodes_that_start_at_once_create_one_key(db) {
         let mut nodes = tokio::task::JoinSet::new();
-        for node in 0..6 {
+        let mut stores = Vec::new();
+        for _ in 0..6 {
             let store = db.open(|_| ()).await;
+            store.ping().await.unwrap();
+            stores.push(store);
+        }
+        for (node, store) in stores.into_iter().enumerate() {
             let key = signing_key(db, &format!("node{node}"), KeyState::Active);
             nodes.spawn(async move {
                 let created = store
