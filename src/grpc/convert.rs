@@ -30,6 +30,8 @@ use crate::{
 const MOST_TOKEN_BYTES: usize = 1_024;
 /// The most audiences that a request may name.
 const MOST_AUDIENCES: usize = 16;
+/// 0001-01-01T00:00:00Z.
+const FIRST_SECOND: i64 = -62_135_596_800;
 /// The most paths of a field mask.
 const MOST_PATHS: usize = 40;
 
@@ -47,9 +49,14 @@ pub(super) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 }
 
 fn moment(at: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Invalid> {
-    at.map(|at| Timestamp::new(at.seconds, at.nanos))
-        .transpose()
-        .map_err(|_| Invalid::new("must be a timestamp between the years 1 and 9999"))
+    let Some(at) = at else { return Ok(None) };
+    Timestamp::new(at.seconds, at.nanos)
+        .ok()
+        // The range of google.protobuf.Timestamp; jiff and PostgreSQL know more
+        // of the past, and not the same.
+        .filter(|at| at.as_second() >= FIRST_SECOND)
+        .map(Some)
+        .ok_or_else(|| Invalid::new("must be a timestamp between the years 1 and 9999"))
 }
 
 pub(super) fn register(m: v1::RegisterRequest) -> Result<(Registration, Option<Uuid>)> {

@@ -1,8 +1,11 @@
 //! Idempotency (AIP-155): the same `request_id` with the same body has its
 //! effect once and gets the first answer again, for 24 hours.
 
+use std::fmt;
+
 use jiff::SignedDuration;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::Core;
 use crate::{
@@ -15,16 +18,34 @@ use crate::{
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
 
 /// What the wire knows of a request that may be repeated.
-#[derive(Debug)]
 pub struct Repeatable<T> {
     /// The RPC's name.
     pub method: &'static str,
     /// The caller's id for the request; none means that it is not repeated.
     pub request_id: Option<Uuid>,
     /// The whole request in one form.
-    pub body: Vec<u8>,
+    pub body: Zeroizing<Vec<u8>>,
     /// Writes the answer that a repetition gets.
     pub encode: fn(&T) -> Vec<u8>,
+}
+
+/// The answer may hold personal data.
+impl<T> fmt::Debug for Made<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Now(_) => "Now(…)",
+            Self::Before(_) => "Before(…)",
+        })
+    }
+}
+
+/// The body may hold a password.
+impl<T> fmt::Debug for Repeatable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repeatable")
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<T> Repeatable<T> {
@@ -33,14 +54,13 @@ impl<T> Repeatable<T> {
         Self {
             method: "",
             request_id: None,
-            body: Vec::new(),
+            body: Zeroizing::default(),
             encode: |_| Vec::new(),
         }
     }
 }
 
 /// The answer to a request that may be repeated.
-#[derive(Debug)]
 pub enum Made<T> {
     /// It had its effect now.
     Now(T),
@@ -51,7 +71,7 @@ pub enum Made<T> {
 /// A request id that was not seen before, ready to be claimed.
 pub(super) struct Claim<T> {
     method: &'static str,
-    key: Option<(Uuid, [u8; 32])>,
+    key: Option<(Uuid, Zeroizing<Vec<u8>>)>,
     encode: fn(&T) -> Vec<u8>,
 }
 
@@ -74,10 +94,9 @@ pub(super) async fn earlier<T>(
             encode,
         }));
     };
-    let body_mac = core.keyring.keys()?.request.body_mac(method, &body);
     let claim = Claim {
         method,
-        key: Some((request_id, body_mac)),
+        key: Some((request_id, body)),
         encode,
     };
     let mut conn = core.store.read(call).await?;
@@ -97,9 +116,10 @@ impl<T> Claim<T> {
         tx: &mut Conn,
         made: &T,
     ) -> Result<bool> {
-        let Some((request_id, body_mac)) = &self.key else {
+        let Some((request_id, body)) = &self.key else {
             return Ok(true);
         };
+        let body_mac = core.keyring.keys()?.request.body_mac(self.method, body);
         let expires_at = core.clock.now() + KEPT;
         let reply = (self.encode)(made);
         idempotency::insert(
@@ -107,7 +127,7 @@ impl<T> Claim<T> {
             self.method,
             call.user_id(),
             *request_id,
-            body_mac,
+            &body_mac,
             &reply,
             expires_at,
         )
@@ -123,13 +143,20 @@ impl<T> Claim<T> {
     }
 
     async fn answer(&self, core: &Core, call: &Call, conn: &mut Conn) -> Result<Option<Vec<u8>>> {
-        let Some((request_id, body_mac)) = &self.key else {
+        let Some((request_id, body)) = &self.key else {
             return Ok(None);
         };
+        let keys = core.keyring.keys()?;
         let now = core.clock.now();
         let found = idempotency::find(conn, self.method, call.user_id(), *request_id, now).await?;
         match found {
-            Some(record) if record.body_mac == body_mac => Ok(Some(record.reply)),
+            Some(record)
+                if keys
+                    .request
+                    .is_body_mac(self.method, body, &record.body_mac) =>
+            {
+                Ok(Some(record.reply))
+            }
             Some(_) => Err(Reason::RequestIdReused.into()),
             None => Ok(None),
         }
