@@ -30,10 +30,11 @@ use crate::{
 const MOST_TOKEN_BYTES: usize = 1_024;
 /// The most audiences that a request may name.
 const MOST_AUDIENCES: usize = 16;
-/// 0001-01-01T00:00:00Z.
-const FIRST_SECOND: i64 = -62_135_596_800;
 /// The most paths of a field mask.
 const MOST_PATHS: usize = 40;
+
+/// The earliest timestamp, in seconds since 1970.
+const YEAR_1: i64 = -62_135_596_800;
 
 /// What a failed parse leaves behind once the violations have been reported.
 /// `finish` has returned them by then, so this is never seen.
@@ -49,14 +50,15 @@ pub(super) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 }
 
 fn moment(at: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Invalid> {
-    let Some(at) = at else { return Ok(None) };
-    Timestamp::new(at.seconds, at.nanos)
-        .ok()
-        // The range of google.protobuf.Timestamp; jiff and PostgreSQL know more
-        // of the past, and not the same.
-        .filter(|at| at.as_second() >= FIRST_SECOND)
-        .map(Some)
-        .ok_or_else(|| Invalid::new("must be a timestamp between the years 1 and 9999"))
+    // What google.protobuf.Timestamp allows. jiff goes back further than
+    // PostgreSQL does, which would fail the query.
+    at.map(|at| {
+        let legal = at.seconds >= YEAR_1 && (0..1_000_000_000).contains(&at.nanos);
+        let time = legal.then(|| Timestamp::new(at.seconds, at.nanos).ok());
+        time.flatten()
+            .ok_or_else(|| Invalid::new("must be a timestamp between the years 1 and 9999"))
+    })
+    .transpose()
 }
 
 pub(super) fn register(m: v1::RegisterRequest) -> Result<(Registration, Option<Uuid>)> {
@@ -244,9 +246,11 @@ pub(super) fn update_user(m: v1::UpdateUserRequest) -> Result<(UserId, UserChang
             other => match other.strip_prefix("metadata.") {
                 Some(key) => {
                     if v.check("update_mask", Metadata::check_key(key)).is_some() {
-                        change
-                            .labels
-                            .insert(key.to_owned(), wish.metadata.remove(key));
+                        let value = wish.metadata.remove(key);
+                        if let Some(value) = &value {
+                            v.check("user.metadata", Metadata::check_value(value));
+                        }
+                        change.labels.insert(key.to_owned(), value);
                     }
                 }
                 None => v.add(

@@ -10,5 +10,9 @@
 )]
 
 mod harness;
+mod idempotency;
+mod inputs;
+mod matrix;
 mod refresh;
 mod rooms;
+mod wire;

@@ -6,6 +6,7 @@ pub mod client;
 pub mod clock;
 pub mod database;
 pub mod logs;
+pub mod rpc;
 pub mod world;
 
 pub use client::{Client, Failure, refused};
