@@ -9,6 +9,9 @@
     reason = "a test exports nothing, and fails by panicking"
 )]
 
+mod cancel;
 mod harness;
+mod kill;
+mod outage;
 mod refresh;
 mod rooms;
