@@ -119,7 +119,12 @@ impl Follower {
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<()> {
         let mut quiet = false;
         loop {
-            match self.start().await {
+            // Cut short at shutdown: the database may not answer for long.
+            let started = tokio::select! {
+                started = self.start() => started,
+                () = shutdown.cancelled() => return Ok(()),
+            };
+            match started {
                 Ok(()) => break,
                 Err(error) if error.reason() == Reason::Internal => return Err(error),
                 Err(error) => {
