@@ -77,7 +77,9 @@ async fn nothing_is_held(world: &World) -> bool {
             use diesel::{Connection as _, SqliteConnection, connection::SimpleConnection as _};
             let path = world.database.url.strip_prefix("sqlite://").unwrap();
             let mut connection = SqliteConnection::establish(path).unwrap();
-            connection.batch_execute("BEGIN IMMEDIATE; ROLLBACK").is_ok()
+            connection
+                .batch_execute("BEGIN IMMEDIATE; ROLLBACK")
+                .is_ok()
         }
         Kind::Postgres => {
             let connected = tokio_postgres::connect(&world.database.url, tokio_postgres::NoTls);
