@@ -9,10 +9,13 @@
     reason = "a test exports nothing, and fails by panicking"
 )]
 
+mod cancel;
 mod harness;
 mod idempotency;
 mod inputs;
 mod matrix;
+mod kill;
+mod outage;
 mod refresh;
 mod rooms;
 mod wire;

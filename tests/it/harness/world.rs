@@ -200,6 +200,25 @@ impl Drop for Node {
 
 impl Node {
     pub async fn start(config: &Config, clock: &Arc<MockClock>, seed: u64) -> Self {
+        let node = Self::begin(config, clock, seed).await;
+        node.running.ready().await.expect("gets ready");
+        node
+    }
+
+    /// A node that may not be ready yet, nor ever.
+    pub async fn begin(config: &Config, clock: &Arc<MockClock>, seed: u64) -> Self {
+        let running = Self::launch(config, clock, seed).await;
+        let address = running.address().parse().expect("a TCP address");
+        Self {
+            address,
+            http: running.http_address(),
+            channel: connect(address),
+            running,
+        }
+    }
+
+    /// A node as the program has it, that nobody ends.
+    pub async fn launch(config: &Config, clock: &Arc<MockClock>, seed: u64) -> app::Node {
         let seams = Seams {
             clock: clock.clone(),
             entropy: Arc::new(Seeded::new(seed)),
@@ -209,17 +228,7 @@ impl Node {
         let master_key = MASTER_KEY.parse().expect("a key");
         let work = Handle::current();
         let running = app::Node::start(config, &master_key, seams, &telemetry, &work).await;
-        let running = running.expect("starts");
-        let address = running.address().parse().expect("a TCP address");
-        let http = running.http_address();
-        running.ready().await.expect("gets ready");
-        let channel = connect(address);
-        Self {
-            running,
-            address,
-            http,
-            channel,
-        }
+        running.expect("starts")
     }
 
     /// A client on the node's shared connection that is nobody.
