@@ -9,6 +9,12 @@
     reason = "a test exports nothing, and fails by panicking"
 )]
 
+mod canary;
+mod cli;
+mod clients;
+mod correlation;
 mod harness;
+mod metrics;
+mod process;
 mod refresh;
 mod rooms;

@@ -2,6 +2,7 @@
 //! real database, people who use them, a clock that stands still and hashing
 //! that costs nothing.
 
+pub mod binary;
 pub mod client;
 pub mod clock;
 pub mod database;
@@ -12,7 +13,8 @@ pub use client::{Client, Failure, refused};
 pub use database::Kind;
 pub use world::{Node, Person, World};
 
-/// Declares a test that runs on SQLite and on PostgreSQL.
+/// Declares a test that runs on SQLite and on PostgreSQL, in a [`World`] or with
+/// a [`binary::Program`].
 #[macro_export]
 macro_rules! on_both {
     ($($(#[$attribute:meta])* async fn $name:ident($world:ident: $type:ty) $body:block)+) => {$(
@@ -24,12 +26,12 @@ macro_rules! on_both {
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                test($crate::harness::World::new($crate::harness::Kind::Sqlite).await).await;
+                test(<$type>::new($crate::harness::Kind::Sqlite).await).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
-                test($crate::harness::World::new($crate::harness::Kind::Postgres).await).await;
+                test(<$type>::new($crate::harness::Kind::Postgres).await).await;
             }
         }
     )+};
