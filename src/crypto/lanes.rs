@@ -187,7 +187,6 @@ impl Lanes {
         let receiver = Arc::new(Mutex::new(receiver));
         let work = Arc::default();
         let mean = Arc::default();
-        describe();
         for number in 0..lanes {
             let hasher = Hasher::new(params.clone(), Arc::clone(&work))?;
             let jobs = Arc::clone(&receiver);
@@ -374,23 +373,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         gauge!(DEPTH).decrement(1);
     }
-}
-
-fn describe() {
-    metrics::describe_gauge!(
-        DEPTH,
-        "Places taken for password hashing: held, waiting and running"
-    );
-    metrics::describe_counter!(
-        SHED,
-        "Calls refused because the hash queue was full, or too long for their deadline"
-    );
-    metrics::describe_histogram!(HASH_SECONDS, metrics::Unit::Seconds, "Time on a hash lane");
-    metrics::describe_histogram!(
-        WAIT_SECONDS,
-        metrics::Unit::Seconds,
-        "Time waiting for a hash lane"
-    );
 }
 
 #[cfg(test)]
