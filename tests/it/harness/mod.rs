@@ -9,8 +9,8 @@ pub mod cluster;
 pub mod database;
 pub mod lock;
 pub mod logs;
-pub mod rpc;
 pub mod proxy;
+pub mod rpc;
 pub mod world;
 
 use std::time::{Duration, Instant};
@@ -31,7 +31,8 @@ pub async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
     }
 }
 
-/// Declares a test that runs on SQLite and on PostgreSQL.
+/// Declares a test that runs on SQLite and on PostgreSQL, in a [`World`] or with
+/// a [`binary::Program`].
 #[macro_export]
 macro_rules! on_both {
     ($($(#[$attribute:meta])* async fn $name:ident($world:ident: $type:ty) $body:block)+) => {$(
@@ -43,12 +44,12 @@ macro_rules! on_both {
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                test($crate::harness::World::new($crate::harness::Kind::Sqlite).await).await;
+                test(<$type>::new($crate::harness::Kind::Sqlite).await).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
-                test($crate::harness::World::new($crate::harness::Kind::Postgres).await).await;
+                test(<$type>::new($crate::harness::Kind::Postgres).await).await;
             }
         }
     )+};

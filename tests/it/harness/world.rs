@@ -13,7 +13,7 @@ use countersign::{
     config::{Config, Profile},
     domain::{Call, DisplayName, Metadata, RoleName},
     service::{once::Repeatable, users},
-    telemetry::Telemetry,
+    telemetry::{Format, Telemetry},
 };
 use countersign_proto::v1;
 use tokio::runtime::Handle;
@@ -27,7 +27,7 @@ use super::{
 };
 
 /// The master key of every node.
-const MASTER_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+pub const MASTER_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 /// The password of every persona.
 pub const PASSWORD: &str = "correct horse battery staple";
@@ -278,6 +278,9 @@ fn settings(database: &Database) -> Config {
     config.listen.address = "127.0.0.1:0".to_owned();
     config.http.address = "127.0.0.1:0".to_owned();
     config.database.url = database.url.clone();
+    // One log for all tests of the process, for those that read it.
+    config.telemetry.format = Format::Json;
+    config.telemetry.level = "info,countersign=trace".to_owned();
     config.hashing.memory_kib = 8;
     config.hashing.iterations = 1;
     config.hashing.lanes = 2;
