@@ -9,6 +9,14 @@
     reason = "a test exports nothing, and fails by panicking"
 )]
 
+mod audit;
 mod harness;
+mod janitor;
+mod login;
+mod nodes;
+mod races;
 mod refresh;
+mod roles;
 mod rooms;
+mod sessions;
+mod users;

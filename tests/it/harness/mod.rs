@@ -2,6 +2,7 @@
 //! real database, people who use them, a clock that stands still and hashing
 //! that costs nothing.
 
+pub mod calls;
 pub mod client;
 pub mod clock;
 pub mod database;
