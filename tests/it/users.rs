@@ -1,6 +1,9 @@
 //! Accounts: changing passwords, ending them, managing and listing them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use countersign_proto::v1;
 use prost_types::FieldMask;
@@ -29,7 +32,7 @@ async fn update(client: &Client, user: v1::User, paths: &[&str]) -> Result<v1::U
     Ok(reply.into_inner().user.expect("a user"))
 }
 
-fn labels<const N: usize>(pairs: [(&str, &str); N]) -> std::collections::HashMap<String, String> {
+fn labels<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
     pairs.map(|(key, value)| (key.into(), value.into())).into()
 }
 
@@ -350,7 +353,7 @@ on_both! {
         refused(update(&admin.client, taken, &["username"]).await, Code::AlreadyExists, "USERNAME_TAKEN");
 
         // Labels: whole, one by one, removed by naming what is not given.
-        let with = |pairs: std::collections::HashMap<_, _>| v1::User { metadata: pairs, ..of(&ana) };
+        let with = |pairs: BTreeMap<_, _>| v1::User { metadata: pairs, ..of(&ana) };
         let red = with(labels([("team", "red"), ("floor", "2"), ("key", "k")]));
         assert_eq!(update(&admin.client, red, &["metadata"]).await.unwrap().metadata.len(), 3);
         let change = with(labels([("team", "blue"), ("floor", "not named")]));
@@ -363,7 +366,7 @@ on_both! {
             Code::InvalidArgument, "INVALID_REQUEST",
         );
         // 32 labels and no more, also when they come one by one.
-        let many: std::collections::HashMap<_, _> = (0..32).map(|n| (format!("k{n}"), "v".to_owned())).collect();
+        let many: BTreeMap<_, _> = (0..32).map(|n| (format!("k{n}"), "v".to_owned())).collect();
         update(&admin.client, with(many), &["metadata"]).await.unwrap();
         let failure = refused(
             update(&admin.client, with(labels([("more", "v")])), &["metadata.more"]).await,
