@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::Core;
 use crate::{
-    domain::Call,
+    domain::{Call, UserId},
     error::{Error, Reason, Result},
     store::{Conn, idempotency},
 };
@@ -109,29 +109,30 @@ pub(super) async fn earlier<T>(
 impl<T> Claim<T> {
     /// Writes the answer in the effect's transaction, before the effect. False
     /// if a racing call has done so: end the transaction and read its answer.
+    /// `subject` is the account that the answer names, with which it is erased.
     pub(super) async fn take(
         &self,
         core: &Core,
         call: &Call,
         tx: &mut Conn,
         made: &T,
+        subject: Option<UserId>,
     ) -> Result<bool> {
         let Some((request_id, body)) = &self.key else {
             return Ok(true);
         };
         let body_mac = core.keyring.keys()?.request.body_mac(self.method, body);
         let expires_at = core.clock.now() + KEPT;
-        let reply = (self.encode)(made);
-        idempotency::insert(
-            tx,
-            self.method,
-            call.user_id(),
-            *request_id,
-            &body_mac,
-            &reply,
+        let record = idempotency::NewRecord {
+            method: self.method,
+            caller: call.user_id(),
+            request_id: *request_id,
+            body_mac: &body_mac,
+            reply: &(self.encode)(made),
+            subject,
             expires_at,
-        )
-        .await
+        };
+        idempotency::insert(tx, &record).await
     }
 
     /// The answer of the call that won the race.
@@ -155,6 +156,10 @@ impl<T> Claim<T> {
                     .request
                     .is_body_mac(self.method, body, &record.body_mac) =>
             {
+                if record.reply.is_empty() {
+                    // What it was about has been erased.
+                    return Err(Reason::UserNotFound.into());
+                }
                 Ok(Some(record.reply))
             }
             Some(_) => Err(Reason::RequestIdReused.into()),

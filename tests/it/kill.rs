@@ -308,7 +308,10 @@ impl Account {
     }
 
     async fn must_not_enter(&self, client: &Client, password: &str) {
-        assert!(!self.enters(client, password).await, "it is there: {self:?}");
+        assert!(
+            !self.enters(client, password).await,
+            "it is there: {self:?}"
+        );
     }
 }
 
