@@ -27,6 +27,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 
+#[cfg(test)]
+mod tests;
+
 /// When a breaker opens, and how often it looks whether it may close.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -189,12 +189,6 @@ impl Conn {
     }
 
     pub(super) async fn commit(&mut self) -> Result<()> {
-        if self.gauge.transaction == Transaction::Failed {
-            self.rollback().await;
-            return Err(Error::internal(
-                "a statement failed in the transaction, and its error was passed over",
-            ));
-        }
         match self.batch("COMMIT").await {
             Ok(()) => {
                 self.gauge.transaction = Transaction::None;
@@ -247,7 +241,7 @@ impl Gauge {
         }
         if self.transaction == Transaction::Failed {
             return Err(Failure::Refused(Error::internal(
-                "a statement after one that failed in the same transaction",
+                "a statement or COMMIT after a statement that failed in the same transaction",
             )));
         }
         Ok(())

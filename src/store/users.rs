@@ -4,21 +4,24 @@
 //! [`crate::domain::user::User`]; telling validators of them is the caller's,
 //! by [`Conn::announce`].
 
+mod credentials;
+
 use std::collections::HashMap;
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 
+pub use self::credentials::{Credentials, credentials, credentials_by_id, rehash, set_password};
 use super::{
     conn::{Conn, Outcome, on},
-    schema::{audit_origins, roles, sessions, user_roles, users},
+    schema::{audit_origins, idempotency, roles, sessions, user_roles, users},
     types::{At, Id, Labels, illegal, parse},
 };
 use crate::{
     domain::{
-        DisplayName, Email, Identifier, Metadata, Page, PageSize, PasswordHash, RoleId, RoleName,
-        User, UserId, UserStatus, Username, user::UserFilter,
+        DisplayName, Email, Metadata, Page, PageSize, PasswordHash, RoleId, RoleName, User, UserId,
+        UserStatus, Username, user::UserFilter,
     },
     error::{Error, Result},
 };
@@ -80,21 +83,6 @@ pub struct UserColumns {
     pub metadata: Metadata,
 }
 
-/// What a login is checked against.
-#[derive(Debug, Clone)]
-pub struct Credentials {
-    /// Whose they are.
-    pub user_id: UserId,
-    /// Whether the account may log in.
-    pub status: UserStatus,
-    /// None: not by password.
-    pub password: Option<PasswordHash>,
-    /// The epoch that a session opened with these must name.
-    pub epoch: i64,
-    /// Sessions of smaller epochs are dead.
-    pub min_session_epoch: i64,
-}
-
 /// The epochs of an account after a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epochs {
@@ -137,16 +125,6 @@ struct Row {
     updated_at: At,
 }
 
-#[derive(Queryable, Selectable)]
-#[diesel(table_name = users)]
-struct CredentialsRow {
-    id: Id,
-    status: String,
-    password: Option<String>,
-    epoch: i64,
-    min_session_epoch: i64,
-}
-
 impl Row {
     fn into_user(self, mut roles: Vec<RoleName>) -> Result<User> {
         let id = self.id;
@@ -171,20 +149,6 @@ impl Row {
             min_session_epoch: self.min_session_epoch,
             created_at: self.created_at.0,
             updated_at: self.updated_at.0,
-        })
-    }
-}
-
-impl TryFrom<CredentialsRow> for Credentials {
-    type Error = Error;
-
-    fn try_from(row: CredentialsRow) -> Result<Self> {
-        Ok(Self {
-            user_id: row.id.into(),
-            status: parse("users", "status", row.id, &row.status)?,
-            password: row.password.map(PasswordHash::from_phc),
-            epoch: row.epoch,
-            min_session_epoch: row.min_session_epoch,
         })
     }
 }
@@ -339,32 +303,6 @@ async fn with_roles(conn: &mut Conn, rows: Vec<Row>) -> Result<Vec<User>> {
         .collect()
 }
 
-/// What a login under this name is checked against.
-pub async fn credentials(conn: &mut Conn, name: &Identifier) -> Result<Option<Credentials>> {
-    let row: Option<CredentialsRow> = match name {
-        Identifier::Email(email) => on!(conn, |c| users::table
-            .filter(users::email.eq(email.as_str()))
-            .select(CredentialsRow::as_select())
-            .first(c)),
-        Identifier::Username(username) => on!(conn, |c| users::table
-            .filter(users::username.eq(username.as_str()))
-            .select(CredentialsRow::as_select())
-            .first(c)),
-    }
-    .optional()?;
-    row.map(Credentials::try_from).transpose()
-}
-
-/// The same by id.
-pub async fn credentials_by_id(conn: &mut Conn, id: UserId) -> Result<Option<Credentials>> {
-    let row: Option<CredentialsRow> = on!(conn, |c| users::table
-        .find(Id::from(id))
-        .select(CredentialsRow::as_select())
-        .first(c))
-    .optional()?;
-    row.map(Credentials::try_from).transpose()
-}
-
 /// Changes an account that is not deleted.
 pub async fn update(
     conn: &mut Conn,
@@ -388,45 +326,6 @@ pub async fn update(
         Some(0) => Saved::Gone,
         Some(_) => Saved::Done,
     })
-}
-
-/// Sets the password of an account that is not deleted; its tokens and sessions
-/// die. None if there is no such account.
-pub async fn set_password(
-    conn: &mut Conn,
-    id: UserId,
-    password: &PasswordHash,
-    now: Timestamp,
-) -> Result<Option<Epochs>> {
-    let epochs: Option<(i64, i64)> = on!(conn, |c| diesel::update(live(id))
-        .set((
-            users::password.eq(password.as_phc()),
-            users::epoch.eq(users::epoch + 1),
-            users::min_session_epoch.eq(users::epoch + 1),
-            users::updated_at.eq(At(now)),
-        ))
-        .returning((users::epoch, users::min_session_epoch))
-        .get_result(c))
-    .optional()?;
-    Ok(epochs.map(Epochs::from))
-}
-
-/// Replaces the stored form of the same password; nothing dies. False if it was
-/// changed meanwhile.
-pub async fn rehash(
-    conn: &mut Conn,
-    id: UserId,
-    old: &PasswordHash,
-    new: &PasswordHash,
-) -> Result<bool> {
-    let changed = on!(conn, |c| diesel::update(
-        users::table
-            .filter(users::id.eq(Id::from(id)))
-            .filter(users::password.eq(old.as_phc()))
-    )
-    .set(users::password.eq(new.as_phc()))
-    .execute(c))?;
-    Ok(changed == 1)
 }
 
 /// Disables an active account, whose tokens and sessions die, or enables a
@@ -468,8 +367,8 @@ pub async fn set_status(
     Ok(epochs.map(Epochs::from))
 }
 
-/// Leaves a tombstone: erases the personal data of the account, of its sessions
-/// and of the audit events that it caused. None if there is no such account or
+/// Leaves a tombstone: erases the personal data of the account, of its sessions,
+/// of the audit events that it caused and of kept replies. None if there is no such account or
 /// it is one already. Several statements: call it in a transaction.
 pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option<Epochs>> {
     let epochs: Option<(i64, i64)> = on!(conn, |c| diesel::update(live(id))
@@ -508,6 +407,11 @@ pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option
     on!(conn, |c| diesel::delete(
         audit_origins::table.filter(audit_origins::user_id.eq(user))
     )
+    .execute(c))?;
+    on!(conn, |c| diesel::update(
+        idempotency::table.filter(idempotency::subject.eq(user))
+    )
+    .set(idempotency::reply.eq(&[][..]))
     .execute(c))?;
     Ok(epochs.map(Epochs::from))
 }

@@ -1,0 +1,229 @@
+//! What is bounded, counted and judged.
+
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Database, call, id, new_user, on_both, postgres_url, seconds, server, slow, users};
+use crate::{
+    breaker::State,
+    domain::UserId,
+    error::Reason,
+    store::{Store, conn::on},
+};
+
+async fn quick(db: &Database) -> Store {
+    db.open(|config| {
+        config.max_connections = 1;
+        config.acquire_timeout_ms = 900;
+        config.query_timeout_ms = 1_000;
+    })
+    .await
+}
+
+async fn look(store: &Store) -> crate::error::Result<()> {
+    let mut conn = store.read(&call()).await?;
+    users::get(&mut conn, UserId(id())).await?;
+    Ok(())
+}
+
+on_both! {
+    async fn a_query_is_bounded_and_its_connection_closed(db) {
+        let store = quick(db).await;
+        let mut conn = store.read(&call()).await.unwrap();
+        let begun = Instant::now();
+        let outcome = slow(&mut conn).await;
+        assert_eq!(outcome.unwrap_err().reason(), Reason::DependencyUnavailable);
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        // It is of no use any more, and says so without waiting.
+        let again = users::get(&mut conn, UserId(id())).await;
+        assert!(again.is_err());
+        drop(conn);
+        look(&store).await.unwrap();
+    }
+
+    async fn a_recovery_is_noted_by_the_clock(db) {
+        let store = quick(db).await;
+        look(&store).await.unwrap();
+        assert_eq!(store.recovered_at(), None);
+        let mut conn = store.read(&call()).await.unwrap();
+        slow(&mut conn).await.unwrap_err();
+        drop(conn);
+        db.clock.pass(seconds(60));
+        look(&store).await.unwrap();
+        let recovered = store.recovered_at();
+        assert_eq!(recovered, Some(db.now()));
+        db.clock.pass(seconds(60));
+        look(&store).await.unwrap();
+        assert_eq!(store.recovered_at(), recovered);
+    }
+
+    async fn failures_open_the_breaker_and_then_nothing_is_asked(db) {
+        let store = quick(db).await;
+        for _ in 0..5 {
+            assert_eq!(store.breaker().state(), State::Closed);
+            let mut conn = store.read(&call()).await.unwrap();
+            slow(&mut conn).await.unwrap_err();
+        }
+        assert_eq!(store.breaker().state(), State::Open);
+        let call = call();
+        let outcome = store.read(&call).await.map(drop);
+        assert_eq!(outcome.unwrap_err().reason(), Reason::DependencyUnavailable);
+        let written = store.write(&call, async |_| Ok(())).await.map(drop);
+        assert_eq!(written.unwrap_err().reason(), Reason::DependencyUnavailable);
+        assert_eq!((call.cost.queries(), call.cost.database_micros()), (0, 0));
+        // The probe still gets through.
+        store.ping().await.unwrap();
+    }
+
+    async fn an_exhausted_pool_is_told_soon(db) {
+        let store = quick(db).await;
+        let held = store.read(&call()).await.unwrap();
+        let begun = Instant::now();
+        for _ in 0..5 {
+            let outcome = store.read(&call()).await.map(drop);
+            assert_eq!(outcome.unwrap_err().reason(), Reason::DependencyUnavailable);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        assert!(store.breaker().is_open());
+        drop(held);
+        // It was never lost: nobody's grace is longer for it.
+        store.ping().await.unwrap();
+        assert_eq!(store.recovered_at(), None);
+    }
+
+    async fn a_short_deadline_says_nothing_about_the_database(db) {
+        let store = quick(db).await;
+        let held = store.read(&call()).await.unwrap();
+        for _ in 0..10 {
+            let mut call = call();
+            call.deadline = Some(Instant::now() + Duration::from_millis(20));
+            let outcome = store.read(&call).await.map(drop);
+            assert_eq!(outcome.unwrap_err().reason(), Reason::DeadlineExceeded);
+        }
+        drop(held);
+        assert!(!store.breaker().is_open());
+        let mut late = call();
+        late.deadline = Some(Instant::now());
+        let outcome = store.write(&late, async |_| Ok(())).await.map(drop);
+        assert_eq!(outcome.unwrap_err().reason(), Reason::DeadlineExceeded);
+        assert_eq!(late.cost.queries(), 0);
+    }
+
+    async fn conflicts_and_callers_who_leave_are_neutral(db) {
+        db.user("ana").await;
+        let bob = db.user("bob").await;
+        let store = quick(db).await;
+        for _ in 0..10 {
+            let outcome = store
+                .write(&call(), async |tx| super::run(
+                    tx,
+                    "UPDATE users SET email = 'ana@example.com' WHERE username = 'bob'",
+                ).await)
+                .await;
+            outcome.unwrap_err();
+            let mut conn = store.read(&call()).await.unwrap();
+            let query = slow(&mut conn);
+            assert!(tokio::time::timeout(Duration::from_millis(30), query).await.is_err());
+        }
+        assert!(!store.breaker().is_open());
+        assert_eq!(store.recovered_at(), None);
+        let mut conn = store.read(&call()).await.unwrap();
+        assert!(users::get(&mut conn, bob).await.unwrap().is_some());
+    }
+
+    async fn queries_are_counted(db) {
+        let call = call();
+        let user = new_user("ana", db.now());
+        db.store
+            .write(&call, async |tx| users::insert(tx, &user).await)
+            .await
+            .unwrap();
+        // BEGIN, INSERT, COMMIT.
+        assert_eq!(call.cost.queries(), 3);
+        assert!(call.cost.database_micros() > 0);
+    }
+}
+
+/// PostgreSQL only: SQLite's COMMIT is a call in this process.
+mod alone {
+    use super::*;
+    mod postgres {
+        use super::*;
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn a_commit_without_an_answer_is_unknown() {
+            use diesel_async::RunQueryDsl as _;
+            let db = Database::postgres().await;
+            let user = new_user("ana", db.now());
+            let outcome = db
+                .try_write(async |tx| {
+                    users::insert(tx, &user).await?;
+                    let pid: i32 = on!(tx, |c| diesel::select(diesel::dsl::sql::<
+                        diesel::sql_types::Integer,
+                    >(
+                        "pg_backend_pid()"
+                    ))
+                    .get_result(c))?;
+                    server(&format!("SELECT pg_terminate_backend({pid}, 5000)")).await;
+                    Ok(())
+                })
+                .await;
+            assert_eq!(outcome.unwrap_err().reason(), Reason::OutcomeUnknown);
+            // The next call finds a good connection.
+            look(&db.store).await.unwrap();
+            assert_eq!(db.store.recovered_at(), Some(db.now()));
+            db.remove().await;
+        }
+
+        /// Stands between the store and the server. Once frozen, the
+        /// connections that exist neither answer nor close.
+        async fn proxy() -> (u16, tokio::sync::watch::Sender<u32>) {
+            let url = url::Url::parse(&postgres_url()).unwrap();
+            let real = (url.host_str().unwrap().to_owned(), url.port().unwrap());
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let (freeze, frozen) = tokio::sync::watch::channel(0);
+            tokio::spawn(async move {
+                while let Ok((mut client, _)) = listener.accept().await {
+                    let (real, mut frozen) = (real.clone(), frozen.clone());
+                    frozen.mark_unchanged();
+                    tokio::spawn(async move {
+                        let mut server = TcpStream::connect(real).await.unwrap();
+                        tokio::select! {
+                            _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                            _ = frozen.changed() => std::future::pending::<()>().await,
+                        }
+                    });
+                }
+            });
+            (port, freeze)
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn idle_connections_to_a_server_that_is_gone_are_not_met_one_by_one() {
+            let db = Database::postgres().await;
+            let (port, freeze) = proxy().await;
+            let store = db
+                .open(|config| {
+                    let mut url = url::Url::parse(&config.url).unwrap();
+                    url.set_port(Some(port)).unwrap();
+                    config.url = url.into();
+                    config.acquire_timeout_ms = 900;
+                    config.query_timeout_ms = 1_000;
+                })
+                .await;
+            let mut held = Vec::new();
+            for _ in 0..8 {
+                held.push(store.read(&call()).await.unwrap());
+            }
+            drop(held);
+            freeze.send(1).unwrap();
+            look(&store).await.unwrap_err();
+            for _ in 0..8 {
+                look(&store).await.unwrap();
+            }
+            db.remove().await;
+        }
+    }
+}

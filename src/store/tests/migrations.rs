@@ -1,0 +1,103 @@
+//! The schema, up and down.
+
+use std::collections::BTreeSet;
+
+use super::{Database, on_both, run};
+use crate::store::{MigrationState, SetupError, conn::on};
+
+on_both! {
+    async fn up_down_and_up_again(db) {
+        db.user("ana").await;
+        assert!(db.store.migrate_up().await.unwrap().is_empty());
+        let status = db.store.migrate_status().await.unwrap();
+        assert!(status.iter().all(|m| m.state == MigrationState::Applied));
+        for migration in status.iter().rev() {
+            let reverted = db.store.migrate_down().await.unwrap();
+            assert_eq!(reverted.as_deref(), Some(migration.name.as_str()));
+        }
+        assert_eq!(db.store.migrate_down().await.unwrap(), None);
+        assert_eq!(tables(db).await.len(), 0);
+        let applied = db.store.migrate_up().await.unwrap();
+        let names: Vec<String> = status.into_iter().map(|m| m.name).collect();
+        assert_eq!(applied, names);
+        db.user("ana").await;
+    }
+
+    async fn a_newer_schema_is_refused(db) {
+        db.write(async |tx| run(
+            tx,
+            "INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')",
+        ).await)
+        .await;
+        let refused = db.store.migrate_up().await;
+        assert!(
+            matches!(&refused, Err(SetupError::SchemaNewer(unknown)) if unknown == "29990101000000"),
+            "{refused:?}"
+        );
+        assert!(db.store.migrate_down().await.is_err());
+        let status = db.store.migrate_status().await.unwrap();
+        assert_eq!(status.last().unwrap().state, MigrationState::Unknown);
+        assert!(!tables(db).await.is_empty());
+    }
+
+    async fn several_nodes_may_migrate_at_once(db) {
+        while db.store.migrate_down().await.unwrap().is_some() {}
+        let mut nodes = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let node = db.open(|_| ()).await;
+            nodes.spawn(async move { node.migrate_up().await.unwrap().len() });
+        }
+        let applied = nodes.join_all().await;
+        let all = db.store.migrate_status().await.unwrap().len();
+        assert_eq!(applied.iter().sum::<usize>(), all, "{applied:?}");
+    }
+}
+
+/// Tables with their columns, but for diesel's own.
+async fn tables(db: &Database) -> BTreeSet<(String, String, bool)> {
+    use diesel_async::RunQueryDsl as _;
+
+    #[derive(diesel::QueryableByName)]
+    struct Column {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        table_name: String,
+        #[diesel(sql_type = diesel::sql_types::Text, column_name = "column_name")]
+        name: String,
+        #[diesel(sql_type = diesel::sql_types::Bool)]
+        required: bool,
+    }
+
+    let sql = if db.is_postgres() {
+        "SELECT table_name::text, column_name::text, is_nullable = 'NO' AS required
+         FROM information_schema.columns WHERE table_schema = 'public'"
+    } else {
+        // A key of integers is never null, though SQLite does not say so.
+        "SELECT m.name AS table_name, c.name AS column_name, c.\"notnull\" OR c.pk AS required
+         FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table'"
+    };
+    let mut conn = db.read().await;
+    let columns: Vec<Column> = on!(&mut conn, |c| diesel::sql_query(sql).load(c)).unwrap();
+    columns
+        .into_iter()
+        .filter(|column| column.table_name != "__diesel_schema_migrations")
+        .map(|column| (column.table_name, column.name, column.required))
+        .collect()
+}
+
+mod alone {
+    use super::*;
+    mod postgres {
+        use super::*;
+
+        /// It needs both databases, and counts as one of PostgreSQL's.
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn both_schemas_hold_the_same_tables_and_columns() {
+            let (sqlite, postgres) = (Database::sqlite().await, Database::postgres().await);
+            let (left, right) = (tables(&sqlite).await, tables(&postgres).await);
+            assert!(left.len() > 60, "{left:?}");
+            let differing: Vec<_> = left.symmetric_difference(&right).collect();
+            assert!(differing.is_empty(), "{differing:?}");
+            postgres.remove().await;
+        }
+    }
+}

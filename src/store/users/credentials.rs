@@ -1,0 +1,120 @@
+//! What logins are checked against, and how it changes.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use jiff::Timestamp;
+
+use super::{Epochs, live};
+use crate::{
+    domain::{Identifier, PasswordHash, UserId, UserStatus},
+    error::{Error, Result},
+    store::{
+        conn::{Conn, Outcome, on},
+        schema::users,
+        types::{At, Id, parse},
+    },
+};
+
+/// What a login is checked against.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// Whose they are.
+    pub user_id: UserId,
+    /// Whether the account may log in.
+    pub status: UserStatus,
+    /// None: not by password.
+    pub password: Option<PasswordHash>,
+    /// The epoch that a session opened with these must name.
+    pub epoch: i64,
+    /// Sessions of smaller epochs are dead.
+    pub min_session_epoch: i64,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = users)]
+struct CredentialsRow {
+    id: Id,
+    status: String,
+    password: Option<String>,
+    epoch: i64,
+    min_session_epoch: i64,
+}
+
+impl TryFrom<CredentialsRow> for Credentials {
+    type Error = Error;
+
+    fn try_from(row: CredentialsRow) -> Result<Self> {
+        Ok(Self {
+            user_id: row.id.into(),
+            status: parse("users", "status", row.id, &row.status)?,
+            password: row.password.map(PasswordHash::from_phc),
+            epoch: row.epoch,
+            min_session_epoch: row.min_session_epoch,
+        })
+    }
+}
+
+/// What a login under this name is checked against.
+pub async fn credentials(conn: &mut Conn, name: &Identifier) -> Result<Option<Credentials>> {
+    let row: Option<CredentialsRow> = match name {
+        Identifier::Email(email) => on!(conn, |c| users::table
+            .filter(users::email.eq(email.as_str()))
+            .select(CredentialsRow::as_select())
+            .first(c)),
+        Identifier::Username(username) => on!(conn, |c| users::table
+            .filter(users::username.eq(username.as_str()))
+            .select(CredentialsRow::as_select())
+            .first(c)),
+    }
+    .optional()?;
+    row.map(Credentials::try_from).transpose()
+}
+
+/// The same by id.
+pub async fn credentials_by_id(conn: &mut Conn, id: UserId) -> Result<Option<Credentials>> {
+    let row: Option<CredentialsRow> = on!(conn, |c| users::table
+        .find(Id::from(id))
+        .select(CredentialsRow::as_select())
+        .first(c))
+    .optional()?;
+    row.map(Credentials::try_from).transpose()
+}
+
+/// Sets the password of an account that is not deleted; its tokens and sessions
+/// die. None if there is no such account.
+pub async fn set_password(
+    conn: &mut Conn,
+    id: UserId,
+    password: &PasswordHash,
+    now: Timestamp,
+) -> Result<Option<Epochs>> {
+    let epochs: Option<(i64, i64)> = on!(conn, |c| diesel::update(live(id))
+        .set((
+            users::password.eq(password.as_phc()),
+            users::epoch.eq(users::epoch + 1),
+            users::min_session_epoch.eq(users::epoch + 1),
+            users::updated_at.eq(At(now)),
+        ))
+        .returning((users::epoch, users::min_session_epoch))
+        .get_result(c))
+    .optional()?;
+    Ok(epochs.map(Epochs::from))
+}
+
+/// Replaces the stored form of the same password; nothing dies. False if it was
+/// changed meanwhile.
+pub async fn rehash(
+    conn: &mut Conn,
+    id: UserId,
+    old: &PasswordHash,
+    new: &PasswordHash,
+) -> Result<bool> {
+    let changed = on!(conn, |c| diesel::update(
+        users::table
+            .filter(users::id.eq(Id::from(id)))
+            .filter(users::password.eq(old.as_phc()))
+    )
+    .set(users::password.eq(new.as_phc()))
+    .execute(c))?;
+    Ok(changed == 1)
+}
