@@ -132,7 +132,8 @@ on_both! {
         while good.load(Relaxed) < 500 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        server.signal("TERM");
+        // Twice, as it reaches a process by itself and with its group.
+        server.signal("TERM TERM");
         assert_eq!(server.end().await.code(), Some(0), "{}", server.log());
         let lines = server.lines();
         let begun: HashMap<&str, &str> = lines
@@ -204,7 +205,7 @@ on_both! {
         health.message().await.unwrap();
         server.signal("TERM");
         server.until("it stops", |server| server.log().contains("a second signal ends it")).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(800)).await;
         assert!(!server.has_ended(), "did not wait for the call: {}", server.log());
         let begun = Instant::now();
         server.signal("INT");

@@ -220,11 +220,16 @@ impl Server {
         get(self.http, path).await
     }
 
-    /// Sends a signal, by its name.
-    pub fn signal(&self, name: &str) {
+    /// Sends signals one right after another, by their names.
+    pub fn signal(&self, names: &str) {
         let pid = self.child.id().to_string();
         let kill = Command::new("sh")
-            .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid])
+            .args([
+                "-c",
+                "for name in $0; do kill -s $name $1; done",
+                names,
+                &pid,
+            ])
             .status();
         assert!(kill.expect("sh").success());
     }
