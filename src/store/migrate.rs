@@ -2,11 +2,15 @@
 //! one process at a time. A schema that this program does not know is left
 //! alone: a newer one may be at work beside it.
 
+use std::time::Duration;
+
 use diesel::{
     SqliteConnection, backend::Backend, connection::SimpleConnection, migration::MigrationVersion,
 };
-use diesel_async::AsyncMigrationHarness;
+use diesel_async::{AsyncMigrationHarness, SimpleAsyncConnection as _};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+
+use tokio::time::timeout;
 
 use super::{
     SetupError, Store,
@@ -20,6 +24,8 @@ const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 const POSTGRES_LOCK: &str = "SET statement_timeout = 0; \
      SET lock_timeout = '60s'; \
      SELECT pg_advisory_lock(7233166413867938147)";
+const CONNECT: Duration = Duration::from_secs(5);
+const LOCK: Duration = Duration::from_secs(65);
 const SQLITE_LOCK: &str = "PRAGMA busy_timeout = 60000; PRAGMA foreign_keys = ON;";
 
 /// A migration and where it stands.
@@ -78,10 +84,17 @@ impl Store {
                 Box::new(move || migrate_file(&path, &step))
             }
             Pools::Postgres { connector, .. } => {
-                let connection = connector
-                    .connect(POSTGRES_LOCK)
+                // Bounded: a server may accept connections and say nothing.
+                let connected = match timeout(CONNECT, connector.connect("")).await {
+                    Ok(connected) => connected.map_err(SetupError::database),
+                    Err(late) => Err(SetupError::database(late)),
+                };
+                // A process that starts in an outage must know of it when it
+                // is over, as one that ran before does.
+                let mut connection = connected.inspect_err(|_| self.0.health.lost())?;
+                timeout(LOCK, connection.batch_execute(POSTGRES_LOCK))
                     .await
-                    .map_err(SetupError::database)?;
+                    .map_err(SetupError::database)??;
                 // Closing the connection ends the lock.
                 Box::new(move || {
                     run(

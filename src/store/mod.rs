@@ -45,7 +45,7 @@ use std::{
 };
 
 use countersign_verifier::Clock;
-use diesel::RunQueryDsl as _;
+use diesel::{RunQueryDsl as _, connection::SimpleConnection as _};
 use jiff::Timestamp;
 
 pub use self::{
@@ -342,12 +342,24 @@ fn copy(path: &Path, to: &Path) -> Result<(), SetupError> {
     // Made here so that nobody else may read it; SQLite fills an empty file.
     let file = pool::private_file(&partial).map_err(failed)?;
     file.set_len(0).map_err(failed)?;
+    let copied = vacuum_into(path, &partial).and_then(|()| {
+        file.sync_all().map_err(failed)?;
+        std::fs::rename(&partial, to).map_err(failed)
+    });
+    if copied.is_err() {
+        // What is left of it is of no use; the error to tell is the first.
+        let _ = std::fs::remove_file(&partial);
+    }
+    copied
+}
+
+fn vacuum_into(path: &Path, to: &Path) -> Result<(), SetupError> {
     let mut connection = pool::establish(path).map_err(SetupError::database)?;
+    connection.batch_execute("PRAGMA busy_timeout = 10000")?;
     diesel::sql_query("VACUUM INTO ?")
-        .bind::<diesel::sql_types::Text, _>(partial.to_string_lossy())
+        .bind::<diesel::sql_types::Text, _>(to.to_string_lossy())
         .execute(&mut connection)?;
-    file.sync_all().map_err(failed)?;
-    std::fs::rename(&partial, to).map_err(failed)
+    Ok(())
 }
 
 impl fmt::Debug for Store {

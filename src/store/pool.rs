@@ -2,7 +2,8 @@
 //!
 //! SQLite has one connection that writes and several that read, each query on
 //! a blocking thread. PostgreSQL's pool is lazy: the process starts, and stays
-//! up, without it.
+//! up, without it. A pooler between must pool sessions, not transactions:
+//! connections have settings and prepared statements.
 
 use std::{
     error::Error as StdError,

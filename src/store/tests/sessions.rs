@@ -7,7 +7,7 @@ use crate::{
     domain::{PasswordHash, SessionId, UserId, UserStatus},
     store::{
         Store,
-        sessions::{self, Advanced, NewSession},
+        sessions::{self, Advanced, NewSession, Renewal},
     },
 };
 
@@ -44,6 +44,17 @@ async fn advance(store: &Store, id: SessionId, from: i64, now: Timestamp) -> Opt
         .await
         .unwrap()
         .value
+}
+
+async fn renew(db: &Database, id: SessionId) -> Option<i64> {
+    let renewal = Renewal {
+        epoch: 1,
+        key_id: 3,
+        binding: [9; 16],
+        now: db.now(),
+    };
+    db.write(async |tx| sessions::renew(tx, id, &renewal).await)
+        .await
 }
 
 async fn generation(db: &Database, id: SessionId) -> i64 {
@@ -144,8 +155,12 @@ on_both! {
         db.write(async |tx| users::set_password(tx, user, &password, db.now()).await).await;
         assert_eq!(advance(&db.store, id, 0, db.now()).await, None);
         // Unless it is the one that changed it.
-        assert!(db.write(async |tx| sessions::raise_epoch(tx, id, 1).await).await);
-        assert_eq!(advance(&db.store, id, 0, db.now()).await.unwrap().user_epoch, 1);
+        assert_eq!(renew(db, id).await, Some(1));
+        let state = sessions::state(&mut db.read().await, id).await.unwrap().unwrap();
+        assert_eq!((state.epoch, state.key_id, state.binding), (1, 3, [9; 16]));
+        assert_eq!(advance(&db.store, id, 1, db.now()).await.unwrap().user_epoch, 1);
+        db.write(async |tx| sessions::revoke(tx, id, db.now()).await).await;
+        assert_eq!(renew(db, id).await, None);
         // Of a disabled account.
         let id = open(db, user, 1).await.unwrap();
         disable(db, user).await;

@@ -3,15 +3,34 @@
 //! that costs nothing.
 
 pub mod binary;
+pub mod calls;
 pub mod client;
 pub mod clock;
+pub mod cluster;
 pub mod database;
+pub mod lock;
 pub mod logs;
+pub mod proxy;
+pub mod rpc;
 pub mod world;
 
+use std::time::{Duration, Instant};
+
 pub use client::{Client, Failure, refused};
+pub use cluster::Cluster;
 pub use database::Kind;
+pub use lock::Lock;
+pub use proxy::{Fault, Proxy};
 pub use world::{Node, Person, World};
+
+/// Waits until something holds; fails if it does not within half a minute.
+pub async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "it never holds that {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
 
 /// Declares a test that runs on SQLite and on PostgreSQL, in a [`World`] or with
 /// a [`binary::Program`].
