@@ -14,6 +14,12 @@ use countersign_verifier::Caller;
 
 use super::{SessionId, UserId};
 
+/// The largest message of a request, in bytes.
+pub const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The same where a request carries many tokens.
+pub const BATCH_BYTES: usize = 1024 * 1024;
+
 /// Who calls, from where, until when, and what it has cost so far. Every
 /// service function takes one.
 #[derive(Debug, Clone)]

@@ -31,6 +31,7 @@ pub mod observe;
 pub mod peer;
 pub mod rate;
 pub mod trace_context;
+pub mod whole;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -110,6 +111,8 @@ where
         // in is given up, and with it its place.
         .filter(deadline::Read { longest })
         .layer(layer_fn(deadline::Enforce))
+        // A place is for work, and there is none before the message is here.
+        .layer(layer_fn(whole::Whole))
         // Bounds everything that follows, the signature check included.
         .layer(layer_fn(|inner| {
             concurrency::Limit::new(inner, Arc::clone(&places))

@@ -2,7 +2,6 @@
 
 use countersign_verifier::TrustState;
 use http::{Method, Request};
-use http_body_util::Empty;
 use tonic::Code;
 
 use super::*;
@@ -42,7 +41,7 @@ async fn what_is_no_grpc_call_is_refused() {
     }
     for content_type in ["application/json", "application/grpc-web"] {
         let post = Request::post(VALIDATE).header("content-type", content_type);
-        let ended = end(edge.send(post.body(Empty::new()).unwrap()).await).await;
+        let ended = end(edge.send(post.body(Body::empty()).unwrap()).await).await;
         ended.assert_failed(Code::InvalidArgument, Reason::InvalidRequest);
     }
     assert_eq!(edge.reached(), 0);

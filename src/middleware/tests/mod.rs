@@ -17,7 +17,7 @@ use countersign_verifier::{
     Verifier,
 };
 use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Bytes, Frame};
 use jiff::Timestamp;
 use tonic::{Code, Status, body::Body, service::Routes};
@@ -35,6 +35,7 @@ use crate::{
 mod access_rules;
 mod ends;
 mod identity;
+mod messages;
 mod wire;
 
 pub(crate) const WHO_AM_I: &str = "/countersign.v1.AuthService/WhoAmI";
@@ -144,7 +145,7 @@ type ResponseBody = UnsyncBoxBody<Bytes, Status>;
 
 /// The stack around the stand-in.
 pub(crate) struct Edge {
-    service: BoxCloneService<Request<Empty<Bytes>>, Response<ResponseBody>, Infallible>,
+    service: BoxCloneService<Request<Body>, Response<ResponseBody>, Infallible>,
     mint: Mint,
     reached: Arc<Mutex<Vec<Call>>>,
     breaker: Breaker,
@@ -225,7 +226,7 @@ impl Edge {
     }
 
     /// Sends a request and takes the head of the response.
-    async fn send(&self, request: Request<Empty<Bytes>>) -> Response<ResponseBody> {
+    async fn send(&self, request: Request<Body>) -> Response<ResponseBody> {
         self.service.clone().oneshot(request).await.unwrap()
     }
 
@@ -264,7 +265,7 @@ impl Ended {
     }
 }
 
-fn request(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+fn request(path: &str, headers: &[(&str, &str)]) -> Request<Body> {
     let mut request = Request::post(path).header("content-type", "application/grpc");
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -272,7 +273,7 @@ fn request(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
     let address = Some("198.51.100.1".parse().unwrap());
     request
         .extension(Connection { address })
-        .body(Empty::new())
+        .body(Body::empty())
         .unwrap()
 }
 
@@ -303,18 +304,14 @@ fn stand_in(reached: &Arc<Mutex<Vec<Call>>>) -> Routes {
             .expect("handlers find a Call")
             .clone();
         reached.lock().unwrap().push(call.clone());
-        perform(
-            call,
-            request
-                .headers()
-                .get("x-do")
-                .map(|what| what.to_str().unwrap().to_owned()),
-        )
+        let what = request.headers().get("x-do");
+        let what = what.map(|what| what.to_str().unwrap().to_owned());
+        perform(call, what, request.into_body())
     });
     Routes::from(router)
 }
 
-async fn perform(call: Call, what: Option<String>) -> Response<Body> {
+async fn perform(call: Call, what: Option<String>, body: axum::body::Body) -> Response<Body> {
     tracing::info!("in the handler");
     match what.as_deref() {
         None => trailers(&Status::new(Code::Ok, "")),
@@ -327,6 +324,12 @@ async fn perform(call: Call, what: Option<String>) -> Response<Body> {
         Some("fail") => Status::from(Error::from(Reason::UserNotFound)).into_http(),
         Some("fail late") => trailers(&Error::from(Reason::OutcomeUnknown).into()),
         Some("fail as a library would") => Status::out_of_range("too large").into_http(),
+        Some("count") => {
+            let bytes = body.collect().await.unwrap().to_bytes();
+            call.cost
+                .add_database(Duration::from_micros(bytes.len() as u64));
+            trailers(&Status::new(Code::Ok, ""))
+        }
         Some("panic") => panic!("on purpose"),
         Some("wait") => {
             tokio::time::sleep(Duration::from_hours(1)).await;
