@@ -15,6 +15,17 @@ use crate::domain::{CorrelationId, Violations};
 /// The `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "countersign";
 
+/// How the texts begin by which tonic and prost refuse what a caller sent. They
+/// call it internal, but it is the caller's doing.
+const MALFORMED: [&str; 6] = [
+    "Missing request message",
+    "Unexpected EOF decoding stream",
+    "protocol error: received message with",
+    "failed to decode Protobuf message",
+    "Error decompressing",
+    "Content is compressed with",
+];
+
 /// Tells a client's retry machinery when to come back (gRFC A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
@@ -299,16 +310,20 @@ pub fn seal(headers: &mut HeaderMap, correlation_id: &CorrelationId) -> Option<S
 
 /// What a status that tonic made by itself means here.
 fn reason_of_foreign(status: &Status) -> Reason {
+    let says = |text: &str| status.message().starts_with(text);
     match status.code() {
+        Code::Internal | Code::Unimplemented if MALFORMED.into_iter().any(says) => {
+            Reason::InvalidRequest
+        }
+        // The stream was reset while its requests were read.
+        _ if says("h2 protocol error") => Reason::Cancelled,
         Code::Unimplemented => Reason::MethodUnknown,
-        // A message larger than the limit.
+        // A message larger than the limit, as it is or decompressed.
         Code::OutOfRange => Reason::RequestTooLarge,
         Code::Cancelled => Reason::Cancelled,
         Code::DeadlineExceeded => Reason::DeadlineExceeded,
         Code::NotFound | Code::InvalidArgument => Reason::InvalidRequest,
-        // A body that is no message of the method's type. tonic calls that
-        // internal; it is the caller's doing.
-        Code::Internal if status.message().contains("decode") => Reason::InvalidRequest,
+        Code::ResourceExhausted if says("Error decompressing") => Reason::RequestTooLarge,
         _ => Reason::Internal,
     }
 }

@@ -3,6 +3,11 @@
 use futures_util::stream;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+
 use super::*;
 
 const VALIDATE_MANY: &str = "/countersign.v1.TokenService/ValidateTokens";
@@ -110,4 +115,78 @@ async fn a_stream_is_served_before_its_requests_have_ended() {
     let response = edge.send(open).await;
     assert_eq!(edge.reached(), 1);
     drop((sender, response));
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_message_are_the_callers_fault() {
+    const CHECK: &str = "/grpc.health.v1.Health/Check";
+    let health = HealthService::from_health_reporter(HealthReporter::new());
+    let mint = Mint::new();
+    let service = stack(Routes::new(HealthServer::new(health)), &Edge::parts(&mint));
+    let invalid = (Code::InvalidArgument, Reason::InvalidRequest);
+    let cases: &[(&str, &[u8], Option<&str>, _)] = &[
+        ("nothing", b"", None, invalid),
+        ("half a prefix", b"\0\0\0", None, invalid),
+        ("a prefix alone", b"\0\0\0\0\x05", None, invalid),
+        ("half a message", b"\0\0\0\0\x05\x0a\x03a", None, invalid),
+        ("a message and a half", b"\0\0\0\0\0\0", None, invalid),
+        (
+            "a second that is no message",
+            b"\0\0\0\0\0\x07\0\0\0\0",
+            None,
+            invalid,
+        ),
+        ("compressed by nothing", b"\x01\0\0\0\0", None, invalid),
+        (
+            "compressed by identity",
+            b"\x01\0\0\0\0",
+            Some("identity"),
+            invalid,
+        ),
+        ("compressed by gzip", b"\x01\0\0\0\0", Some("gzip"), invalid),
+        ("compressed by what?", b"\0\0\0\0\0", Some("what"), invalid),
+        ("no such flag", b"\x07\0\0\0\0", None, invalid),
+        (
+            "text that is not UTF-8",
+            b"\0\0\0\0\x03\x0a\x01\xff",
+            None,
+            invalid,
+        ),
+        ("the field 0", b"\0\0\0\0\x02\0\0", None, invalid),
+        (
+            "a wire type that is none",
+            b"\0\0\0\0\x01\x0f",
+            None,
+            invalid,
+        ),
+        ("another wire type", b"\0\0\0\0\x02\x08\x01", None, invalid),
+        ("a field cut short", b"\0\0\0\0\x03\x0a\x09a", None, invalid),
+        (
+            "a number without an end",
+            b"\0\0\0\0\x02\x10\xff",
+            None,
+            invalid,
+        ),
+        ("the end of no group", b"\0\0\0\0\x01\x14", None, invalid),
+        ("JSON", b"{\"service\":\"\"}", None, invalid),
+        (
+            "a length beyond all limits",
+            b"\0\xff\xff\xff\xff",
+            None,
+            (Code::ResourceExhausted, Reason::RequestTooLarge),
+        ),
+    ];
+    for (what, bytes, encoding, (code, reason)) in cases {
+        let mut request =
+            request(CHECK, &[]).map(|_| Body::new(Full::new(Bytes::from_static(bytes))));
+        if let Some(encoding) = encoding {
+            let encoding = encoding.parse().unwrap();
+            request.headers_mut().insert("grpc-encoding", encoding);
+        }
+        let response = service.clone().oneshot(request).await.unwrap();
+        let ended = end(response.map(BodyExt::boxed_unsync)).await;
+        let seen = (ended.status.code(), ended.reason());
+        let wanted = (*code, crate::error::reason_name(*reason).to_owned());
+        assert_eq!(seen, wanted, "{what}");
+    }
 }
