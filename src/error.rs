@@ -15,6 +15,9 @@ use crate::domain::{CorrelationId, Violations};
 /// The `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "countersign";
 
+/// When to try again, where nothing is known that says more.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// How the texts begin by which tonic and prost refuse what a caller sent. They
 /// call it internal, but it is the caller's doing.
 const MALFORMED: [&str; 6] = [
@@ -56,7 +59,8 @@ impl Error {
             violations: Violations::default(),
             metadata: Vec::new(),
             quota: None,
-            retry_after: None,
+            retry_after: matches!(reason, Reason::OutcomeUnknown | Reason::NotReady)
+                .then_some(RETRY),
             cause: None,
         }))
     }
@@ -84,7 +88,7 @@ impl Error {
 
     /// The node is starting or stopping.
     pub fn not_ready() -> Self {
-        Self::new(Reason::NotReady).retry_after(Duration::from_secs(1))
+        Self::new(Reason::NotReady)
     }
 
     /// The node has no room for this kind of work now.
@@ -198,7 +202,8 @@ fn message(reason: Reason) -> &'static str {
         Reason::DependencyUnavailable => "something that the call needs does not answer",
         Reason::NotReady => "the node is starting or stopping; try another one, or again later",
         Reason::OutcomeUnknown => {
-            "the change may or may not have happened; a retry with the same request_id settles it"
+            "the change may or may not have happened; look, or retry with the same request_id \
+             where there is one"
         }
         Reason::DeadlineExceeded => "the deadline has passed or could not be met",
         Reason::Cancelled => "the caller left",
@@ -365,5 +370,23 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.cause.as_ref().map(|cause| cause.as_ref() as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_retry_settles_says_when_to_retry() {
+        for reason in [Reason::OutcomeUnknown, Reason::NotReady] {
+            let status = Status::from(Error::new(reason));
+            let details = status.get_error_details();
+            let retry = details.retry_info().and_then(|info| info.retry_delay);
+            assert_eq!(retry, Some(Duration::from_secs(1)), "{reason:?}");
+            assert_eq!(status.metadata().get(PUSHBACK).unwrap(), "1000");
+        }
+        let status = Status::from(Error::new(Reason::LoginFailed));
+        assert!(status.get_error_details().retry_info().is_none());
     }
 }

@@ -6,7 +6,7 @@
 //! learns one reason for all bad tokens; which it was, the log and the metric
 //! know.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use countersign_verifier::{Caller, Rejection, Verifier};
 use http::{HeaderMap, Request, header::AUTHORIZATION};
@@ -17,9 +17,6 @@ use crate::{
     domain::{Call, Permission},
     error::{Error, Reason, Result},
 };
-
-/// When a node that has just started is likely to know the keys.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Lets a call pass if its row says so.
 #[derive(Debug, Clone)]
@@ -85,7 +82,7 @@ fn rejected(rejection: Rejection) -> Error {
     metrics::counter!("countersign_token_rejections_total", "rejection" => label).increment(1);
     tracing::Span::current().record("rejection", label);
     match rejection {
-        Rejection::NotReady => Error::from(Reason::NotReady).retry_after(RETRY),
+        Rejection::NotReady => Error::not_ready(),
         _ => Reason::TokenInvalid.into(),
     }
 }
