@@ -20,7 +20,13 @@ use crate::{
 
 /// Lets a call pass if its row says so.
 #[derive(Debug, Clone)]
-pub struct Authenticate(pub Arc<Verifier>);
+pub struct Authenticate {
+    /// Judges the tokens.
+    pub verifier: Arc<Verifier>,
+    /// Ours. A token that was narrowed to another service's is not for this
+    /// API: whoever it was shown to could use it here (RFC 9068, section 5).
+    pub audience: Arc<str>,
+}
 
 impl Authenticate {
     fn caller(&self, who: Who, headers: &HeaderMap) -> Result<Option<Caller>> {
@@ -31,7 +37,8 @@ impl Authenticate {
             Who::Needs(permission) => Some(permission),
         };
         let token = bearer(headers).ok_or(Reason::CredentialsMissing)?;
-        let caller = self.0.verify(token, None).map_err(rejected)?;
+        let caller = self.verifier.verify(token, Some(&self.audience));
+        let caller = caller.map_err(rejected)?;
         match needed {
             Some(permission) if !holds(&caller, permission) => {
                 Err(Error::permission_denied(permission.name()))

@@ -69,6 +69,8 @@ pub struct Parts {
     pub entropy: Arc<dyn Entropy>,
     /// Judges bearer tokens.
     pub verifier: Arc<Verifier>,
+    /// The audience of tokens that are for this API.
+    pub audience: String,
     /// The database, as its breaker sees it; none in a process without one.
     pub database: Option<Breaker>,
     /// Counts calls per peer. Its `run` is a task of the process.
@@ -124,7 +126,10 @@ where
         .filter(rate::Check(Arc::clone(&parts.peer_limits)))
         // Last, as it costs most. What passes has a caller, if its row asks for
         // one.
-        .filter(authenticate::Authenticate(Arc::clone(&parts.verifier)))
+        .filter(authenticate::Authenticate {
+            verifier: Arc::clone(&parts.verifier),
+            audience: parts.audience.as_str().into(),
+        })
         .service(routes.prepare())
 }
 

@@ -165,3 +165,20 @@ async fn a_node_that_knows_no_keys_says_that_it_is_not_ready() {
     let state: Option<Arc<TrustState>> = mint.verifier.state();
     assert!(state.is_none());
 }
+
+#[tokio::test]
+async fn a_token_for_another_service_is_none_here() {
+    let edge = Edge::new();
+    for (audience, code) in [
+        ("countersign", Code::Ok),
+        ("elsewhere", Code::Unauthenticated),
+    ] {
+        let bearer = format!("Bearer {}", edge.mint.token_for(audience, &[]));
+        let ended = edge.call(WHO_AM_I, &[("authorization", &bearer)]).await;
+        assert_eq!(ended.status.code(), code, "{audience}");
+        // It is good where it belongs.
+        let token = edge.mint.token_for(audience, &[]);
+        edge.mint.verifier.verify(&token, None).unwrap();
+    }
+    assert_eq!(edge.reached(), 1);
+}

@@ -107,7 +107,7 @@ impl Mint {
         keys.insert(key);
         self.verifier.replace(TrustState {
             issuer: "https://issuer.example".into(),
-            audiences: vec!["countersign".into()],
+            audiences: vec!["countersign".into(), "elsewhere".into()],
             keys,
             revocations: Revocations::default(),
             seq: 1,
@@ -115,12 +115,16 @@ impl Mint {
     }
 
     pub(crate) fn token(&self, permissions: &[Permission]) -> String {
+        self.token_for("countersign", permissions)
+    }
+
+    fn token_for(&self, audience: &str, permissions: &[Permission]) -> String {
         let now = self.clock.now().as_second();
         let scope: Vec<&str> = permissions.iter().map(|p| p.name()).collect();
         let claims = Claims {
             iss: "https://issuer.example".into(),
             sub: Uuid::from_u128(7),
-            aud: vec!["countersign".into()],
+            aud: vec![audience.into()],
             exp: now + 900,
             iat: now,
             nbf: now,
@@ -171,6 +175,7 @@ impl Edge {
             clock: mint.clock.clone(),
             entropy: Arc::new(Counting::default()),
             verifier: mint.verifier.clone(),
+            audience: "countersign".into(),
             database: Some(Breaker::new("database", &breaker::Config::default())),
             peer_limits: Arc::new(PeerLimits::new(&config, mint.clock.clone())),
             config,
