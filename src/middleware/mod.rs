@@ -30,6 +30,7 @@ pub mod method;
 pub mod observe;
 pub mod peer;
 pub mod rate;
+pub mod share;
 pub mod trace_context;
 pub mod whole;
 
@@ -100,6 +101,7 @@ where
 {
     let longest = Duration::from_secs(parts.config.max_deadline_seconds);
     let places = concurrency::Places::new(&parts.config.concurrency);
+    let arriving = share::Stock::new(whole::MEMORY);
     ServiceBuilder::new()
         // Sees every answer, whoever gives it: correlation id, span, access log
         // and metrics leave no call out. It finds the RPC's row.
@@ -114,7 +116,9 @@ where
         .filter(deadline::Read { longest })
         .layer(layer_fn(deadline::Enforce))
         // A place is for work, and there is none before the message is here.
-        .layer(layer_fn(whole::Whole))
+        .layer(layer_fn(|inner| {
+            whole::Whole::new(inner, Arc::clone(&arriving))
+        }))
         // Bounds everything that follows, the signature check included.
         .layer(layer_fn(|inner| {
             concurrency::Limit::new(inner, Arc::clone(&places))

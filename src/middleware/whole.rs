@@ -3,13 +3,16 @@
 //! need: places are for work, and there is none before the message is here.
 //!
 //! What may arrive is bounded: in size by the RPC's row, in time by
-//! [`ARRIVAL`], in number by the streams of a connection. Whether the bytes
-//! are a message is for the decoder. Requests of streams pass as they are: they
+//! [`ARRIVAL`], in number by the streams of a connection, and all that has
+//! arrived in part by [`MEMORY`]. Whether the bytes are a message is for the
+//! decoder. Requests of streams pass as they are: they
 //! arrive as long as the stream lives.
 
 use std::{
     mem,
+    net::IpAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,18 +24,35 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower::{BoxError, Service};
 
-use super::{access::Class, method};
-use crate::error::{Error, Reason, Result};
+use super::{
+    access::Class,
+    method, refused,
+    share::{Share, Stock},
+};
+use crate::{
+    domain::Call,
+    error::{Error, Reason, Result},
+};
 
 /// The longest that a message may take to arrive.
 pub const ARRIVAL: Duration = Duration::from_secs(5);
+
+/// The most bytes of requests that have arrived in part, on one listener. One
+/// peer may hold a quarter.
+pub const MEMORY: usize = 64 * 1024 * 1024;
+
+/// When others are likely to have arrived.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// The flag and the length before each message (gRPC over HTTP/2, "Requests").
 const PREFIX: usize = 5;
 
 /// Hands requests on when they have arrived.
 #[derive(Debug, Clone)]
-pub struct Whole<S>(pub S);
+pub struct Whole<S> {
+    inner: S,
+    memory: Arc<Stock>,
+}
 
 pin_project! {
     /// The body of a request.
@@ -61,7 +81,6 @@ pin_project! {
             #[pin]
             body: B,
             arrived: Arrived,
-            most: usize,
             // Set when the message did not come along with the headers.
             #[pin]
             late: Option<Sleep>,
@@ -75,10 +94,22 @@ pin_project! {
 }
 
 /// What is here. A message in one frame, as nearly all are, is not copied.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Arrived {
     first: Bytes,
     more: Vec<u8>,
+    most: usize,
+    address: Option<IpAddr>,
+    memory: Arc<Stock>,
+    /// Counted only while more is waited for.
+    held: Option<Share>,
+}
+
+impl<S> Whole<S> {
+    /// Waits for the requests of a service; `memory` is for what waits.
+    pub fn new(inner: S, memory: Arc<Stock>) -> Self {
+        Self { inner, memory }
+    }
 }
 
 impl<S, B> Service<Request<B>> for Whole<S>
@@ -91,7 +122,7 @@ where
     type Future = Arriving<S, S::Future, B>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
@@ -99,18 +130,26 @@ where
             .ok()
             .filter(|row| row.class != Class::Stream);
         let Some(row) = unary else {
-            let inner = self.0.call(request.map(|body| Message::Open { body }));
+            let inner = self.inner.call(request.map(|body| Message::Open { body }));
             return Arriving::Response { inner };
         };
         let (head, body) = request.into_parts();
         // The one that was asked whether it is ready goes; a copy stays.
-        let copy = self.0.clone();
+        let copy = self.inner.clone();
+        let call = head.extensions.get::<Call>();
+        let address = call.and_then(|call| call.peer.address);
         Arriving::Request {
-            inner: mem::replace(&mut self.0, copy),
+            inner: mem::replace(&mut self.inner, copy),
             head,
             body,
-            arrived: Arrived::default(),
-            most: PREFIX + row.most_bytes,
+            arrived: Arrived {
+                first: Bytes::new(),
+                more: Vec::new(),
+                most: PREFIX + row.most_bytes,
+                address,
+                memory: Arc::clone(&self.memory),
+                held: None,
+            },
             late: None,
         }
     }
@@ -129,10 +168,9 @@ where
             ArrivingProjected::Request {
                 body,
                 arrived,
-                most,
                 late,
                 ..
-            } => ready!(poll_arrival(body, arrived, *most, late, cx))?,
+            } => ready!(poll_arrival(body, arrived, late, cx))?,
             ArrivingProjected::Response { inner } => return inner.poll(cx),
             ArrivingProjected::Gone => return Poll::Pending,
         }
@@ -156,7 +194,6 @@ where
 fn poll_arrival<B: Body<Data = Bytes>>(
     mut body: Pin<&mut B>,
     arrived: &mut Arrived,
-    most: usize,
     mut late: Pin<&mut Option<Sleep>>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<()>> {
@@ -167,10 +204,7 @@ fn poll_arrival<B: Body<Data = Bytes>>(
                 let Ok(data) = frame.into_data() else {
                     continue;
                 };
-                if data.len() > most.saturating_sub(arrived.len()) {
-                    return Poll::Ready(Err(Reason::RequestTooLarge.into()));
-                }
-                arrived.add(data);
+                arrived.add(data)?;
             }
             // The stream was reset, or its connection is gone.
             Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Reason::Cancelled.into())),
@@ -178,6 +212,7 @@ fn poll_arrival<B: Body<Data = Bytes>>(
             Poll::Pending => break,
         }
     }
+    arrived.hold()?;
     if late.is_none() {
         late.set(Some(tokio::time::sleep(ARRIVAL)));
     }
@@ -194,10 +229,13 @@ impl Arrived {
         self.first.len() + self.more.len()
     }
 
-    fn add(&mut self, data: Bytes) {
+    fn add(&mut self, data: Bytes) -> Result<()> {
+        if data.len() > self.most.saturating_sub(self.len()) {
+            return Err(Reason::RequestTooLarge.into());
+        }
         if self.len() == 0 {
             self.first = data;
-            return;
+            return Ok(());
         }
         // Only from here on it is worth a copy, and one that grows: a frame of
         // one byte kept as it is would hold on to what it came in.
@@ -205,6 +243,24 @@ impl Arrived {
             self.more.extend_from_slice(&mem::take(&mut self.first));
         }
         self.more.extend_from_slice(&data);
+        Ok(())
+    }
+
+    /// Counts what is here against what may wait.
+    fn hold(&mut self) -> Result<()> {
+        let here = self.len();
+        let held = match &mut self.held {
+            Some(held) => held.grow(here.saturating_sub(held.amount())),
+            None if here == 0 => Ok(()),
+            None => self
+                .memory
+                .take(self.address, here)
+                .map(|share| self.held = Some(share)),
+        };
+        held.map_err(|_| {
+            refused("memory", "arriving");
+            Error::overloaded(RETRY)
+        })
     }
 
     fn into_bytes(self) -> Bytes {

@@ -9,6 +9,7 @@ use tonic_health::{
 };
 
 use super::*;
+use crate::middleware::{share, whole};
 
 const VALIDATE_MANY: &str = "/countersign.v1.TokenService/ValidateTokens";
 
@@ -115,6 +116,43 @@ async fn a_stream_is_served_before_its_requests_have_ended() {
     let response = edge.send(open).await;
     assert_eq!(edge.reached(), 1);
     drop((sender, response));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_peer_sends_in_parts_is_bounded_and_others_do_not_feel_it() {
+    let edge = Edge::new();
+    let part = || Bytes::from(vec![0; 1024 * 1024]);
+    let mut waiting = Vec::new();
+    for _ in 0..whole::MEMORY / share::PEERS / part().len() {
+        let (sender, slow) = arriving(VALIDATE_MANY, "count");
+        sender.send(Ok(Frame::data(part()))).unwrap();
+        waiting.push((sender, send_on(&edge, slow).await));
+    }
+    let one_more = |address: &str| {
+        let (sender, mut slow) = arriving(VALIDATE_MANY, "count");
+        let address = Some(address.parse().unwrap());
+        slow.extensions_mut().insert(Connection { address });
+        sender.send(data(b"\0")).unwrap();
+        (sender, slow)
+    };
+    let (_sender, slow) = one_more("198.51.100.1");
+    let ended = end(edge.send(slow).await).await;
+    ended.assert_failed(Code::ResourceExhausted, Reason::Overloaded);
+    // What is here at once waits for nothing.
+    assert_eq!(edge.call(VALIDATE, &[]).await.status.code(), Code::Ok);
+    let (sender, slow) = one_more("203.0.113.9");
+    let other = send_on(&edge, slow).await;
+    drop(sender);
+    assert_eq!(other.await.unwrap().status.code(), Code::Ok);
+
+    for (sender, task) in waiting.drain(..) {
+        drop(sender);
+        assert_eq!(task.await.unwrap().status.code(), Code::Ok);
+    }
+    let (sender, slow) = one_more("198.51.100.1");
+    let again = send_on(&edge, slow).await;
+    drop(sender);
+    assert_eq!(again.await.unwrap().status.code(), Code::Ok);
 }
 
 #[tokio::test]
