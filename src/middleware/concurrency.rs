@@ -2,7 +2,9 @@
 //! call that finds no place is refused, and costs next to nothing. One peer has
 //! at most a quarter of the places of a class.
 //!
-//! The place is given back with the answer; that of a stream with its end.
+//! The place is given back with the answer; that of a stream with its end. It
+//! travels in the `Call`, so that work that outlives its caller keeps its place
+//! for as long: resetting streams makes no room for more.
 
 use std::{
     future::{Ready, ready},
@@ -151,12 +153,15 @@ impl Places {
         place.map(Arc::new)
     }
 
-    /// A place for a request.
-    fn place<B>(&self, request: &Request<B>) -> Result<(Class, Place)> {
+    /// A place for a request, which its `Call` holds too.
+    fn place<B>(&self, request: &mut Request<B>) -> Result<(Class, Place)> {
         let class = method::row(request)?.class;
-        let call = request.extensions().get::<Call>();
-        let address = call.and_then(|call| call.peer.address);
+        let mut call = request.extensions_mut().get_mut::<Call>();
+        let address = call.as_ref().and_then(|call| call.peer.address);
         let place = self.take(class, address)?;
+        if let Some(call) = &mut call {
+            call.place = Some(Arc::clone(&place) as _);
+        }
         Ok((class, place))
     }
 }
@@ -180,8 +185,8 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.places.place(&request) {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.places.place(&mut request) {
             Ok((class, place)) => Either::Left(Placed {
                 inner: self.inner.call(request),
                 place: Some(place),

@@ -308,7 +308,12 @@ fn stand_in(reached: &Arc<Mutex<Vec<Call>>>) -> Routes {
             .get::<Call>()
             .expect("handlers find a Call")
             .clone();
-        reached.lock().unwrap().push(call.clone());
+        // What is remembered takes up no place.
+        let remembered = Call {
+            place: None,
+            ..call.clone()
+        };
+        reached.lock().unwrap().push(remembered);
         let what = request.headers().get("x-do");
         let what = what.map(|what| what.to_str().unwrap().to_owned());
         perform(call, what, request.into_body())
@@ -338,6 +343,14 @@ async fn perform(call: Call, what: Option<String>, body: axum::body::Body) -> Re
         Some("panic") => panic!("on purpose"),
         Some("wait") => {
             tokio::time::sleep(Duration::from_hours(1)).await;
+            trailers(&Status::new(Code::Ok, ""))
+        }
+        Some("work on") => {
+            let work = tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                drop(call);
+            });
+            work.await.unwrap();
             trailers(&Status::new(Code::Ok, ""))
         }
         Some("stream") => {
