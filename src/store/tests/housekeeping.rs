@@ -81,6 +81,7 @@ async fn session(db: &Database, user: UserId, life: i64) -> SessionId {
     assert!(
         db.write(async |tx| sessions::open(tx, &session).await)
             .await
+            .is_some()
     );
     session.id
 }
