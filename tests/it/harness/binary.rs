@@ -163,7 +163,7 @@ impl Program {
         server.http = line["http"].as_str().unwrap().parse().expect("an address");
         let deadline = Instant::now() + PATIENCE;
         while server.get("/readyz").await.0 != 200 {
-            assert!(Instant::now() < deadline, "not ready: {}", server.log_end());
+            assert!(Instant::now() < deadline, "not ready: {}", server.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         server
@@ -174,13 +174,6 @@ impl Server {
     /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).expect("a log")
-    }
-
-    /// The end of its log, to show why a test failed.
-    pub fn log_end(&self) -> String {
-        let log = self.log();
-        let start = log.len().saturating_sub(3_000);
-        String::from_utf8_lossy(&log.as_bytes()[start..]).into_owned()
     }
 
     /// The lines of its log that are JSON.
@@ -208,9 +201,9 @@ impl Server {
             assert!(
                 ended.is_none() || holds(self),
                 "ended before {what}: {}",
-                self.log_end()
+                self.log()
             );
-            assert!(Instant::now() < deadline, "not {what}: {}", self.log_end());
+            assert!(Instant::now() < deadline, "not {what}: {}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -227,16 +220,11 @@ impl Server {
         get(self.http, path).await
     }
 
-    /// Sends signals one right after another, by their names.
-    pub fn signal(&self, names: &str) {
+    /// Sends a signal, by its name.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let kill = Command::new("sh")
-            .args([
-                "-c",
-                "for name in $0; do kill -s $name $1; done",
-                names,
-                &pid,
-            ])
+            .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid])
             .status();
         assert!(kill.expect("sh").success());
     }
@@ -246,10 +234,10 @@ impl Server {
         let deadline = Instant::now() + 2 * PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
-                assert_ne!(status.signal(), Some(6), "aborted: {}", self.log_end());
+                assert_ne!(status.signal(), Some(6), "aborted: {}", self.log());
                 return status;
             }
-            assert!(Instant::now() < deadline, "no end: {}", self.log_end());
+            assert!(Instant::now() < deadline, "no end: {}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
