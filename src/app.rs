@@ -42,6 +42,10 @@ const READY_POLL: Duration = Duration::from_millis(20);
 /// How long work may go on after the last connection has ended.
 const WORK_ENDS: Duration = Duration::from_secs(5);
 
+/// Signals that follow the first one within this time are the same wish: whoever
+/// signals a whole process group, as `timeout` does, may signal twice.
+const SAME_WISH: Duration = Duration::from_millis(500);
+
 /// What a test puts in the place of the system's.
 #[derive(Debug, Clone)]
 pub struct Seams {
@@ -348,7 +352,7 @@ pub async fn serve(
     };
     let in_time = tokio::select! {
         () = node.stop() => true,
-        signal = stop.recv() => {
+        signal = stop.recv_again() => {
             tracing::warn!(signal, "ended at once");
             false
         }
@@ -381,5 +385,16 @@ impl StopSignals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+
+    /// A signal after the first one.
+    async fn recv_again(&mut self) -> &'static str {
+        let echoes = async {
+            loop {
+                self.recv().await;
+            }
+        };
+        let Err(_elapsed) = timeout(SAME_WISH, echoes).await;
+        self.recv().await
     }
 }

@@ -4,7 +4,9 @@ Makes stubs from the protos, goes the way of an account from registration to
 logout, reads the details of errors as grpcio-status gives them, and prints what
 it found as JSON. Any surprise ends it with a traceback.
 
-usage: walk.py ADDRESS PROTOS STUBS
+SERVICE_CONFIG is a file with a client's retry policy.
+
+usage: walk.py ADDRESS PROTOS STUBS SERVICE_CONFIG
 """
 
 import json
@@ -65,11 +67,16 @@ def refused(code, reason, call, *arguments, **options):
 
 
 def main():
-    address, protos, stubs = sys.argv[1:]
+    address, protos, stubs, service_config = sys.argv[1:]
     make_stubs(protos, stubs)
     from countersign.v1 import auth_pb2, auth_pb2_grpc, token_pb2, token_pb2_grpc
 
     found = {}
+    policy = pathlib.Path(service_config).read_text(encoding="utf-8")
+    with grpc.insecure_channel(address, options=(("grpc.service_config", policy),)) as channel:
+        # A policy that cannot be used fails every call.
+        tokens = token_pb2_grpc.TokenServiceStub(channel)
+        found["keys"] = len(tokens.GetJwks(token_pb2.GetJwksRequest()).keys)
     with grpc.insecure_channel(address) as channel:
         found["services"] = sorted(ProtoReflectionDescriptorDatabase(channel).get_services())
         auth = auth_pb2_grpc.AuthServiceStub(channel)

@@ -106,6 +106,30 @@ const VIOLATIONS: &str = r#"ERROR:
   3)	{"@type":"type.googleapis.com/google.rpc.RequestInfo","requestId":"tour-2"}
 "#;
 
+/// The retry policy that the README gives to clients.
+fn retry_policy() -> Value {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("```json\n").expect("a policy");
+    let (policy, _) = rest.split_once("```").expect("its end");
+    serde_json::from_str(policy).expect("JSON")
+}
+
+#[test]
+fn the_readmes_retry_policy_names_what_there_is() {
+    let methods: Vec<String> = methods().into_iter().map(|(rpc, _)| rpc).collect();
+    for config in retry_policy()["methodConfig"].as_array().unwrap() {
+        for name in config["name"].as_array().unwrap() {
+            let service = name["service"].as_str().unwrap();
+            let method = name["method"].as_str().unwrap_or_default();
+            let prefix = format!("{service}/{method}");
+            assert!(
+                methods.iter().any(|rpc| rpc.starts_with(&prefix)),
+                "{prefix}"
+            );
+        }
+    }
+}
+
 fn services() -> BTreeSet<String> {
     let set = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let files = set
@@ -191,18 +215,22 @@ on_both! {
         }).await;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let stubs = tempfile::tempdir().unwrap();
+        let policy = stubs.path().join("policy.json");
+        std::fs::write(&policy, retry_policy().to_string()).unwrap();
         let mut command = Command::new(tool("COUNTERSIGN_TEST_PYTHON"));
         command
             .arg(root.join("tests/clients/walk.py"))
             .arg(limited.node.address.to_string())
             .arg(root.join("proto"))
             .arg(stubs.path())
+            .arg(&policy)
             .env("PYTHONDONTWRITEBYTECODE", "1");
         let output = run(command).await;
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{error}");
         let found: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(found["subject"], found["user_id"]);
+        assert_eq!(found["keys"], 1);
         assert_eq!(found["whoami"], "python@example.com");
         assert_eq!(found["request_id"], "python-1");
         assert_eq!(found["violations"], serde_json::json!(["email", "username"]));

@@ -3,10 +3,15 @@
 //!
 //! Callers keep a ledger of what they were told. The node is the built
 //! program. `COUNTERSIGN_TEST_KILL_ROUNDS` says how often something is killed,
-//! over all three tests together; `scripts/kill-rounds` runs many.
+//! over all three tests together: a fifth of it is PostgreSQL, which takes
+//! longest to come back. `scripts/kill-rounds` runs many.
 
 use std::{
     future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,14 +21,11 @@ use rand_chacha::{
     ChaCha20Rng,
     rand_core::{Rng as _, SeedableRng as _},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::harness::{
-    Client, Cluster, Failure, Kind,
-    binary::{Program, Server},
-    world,
-};
+use crate::harness::{Client, Cluster, Failure, Kind, binary::Program, eventually, world};
 
 /// Callers at once.
 const CALLERS: usize = 4;
@@ -77,6 +79,7 @@ struct Tally {
     acknowledged: u32,
     refused: u32,
     unknown: u32,
+    /// Of those that nobody knew.
     happened: u32,
 }
 
@@ -84,6 +87,15 @@ struct Tally {
 enum Victim {
     Node,
     Cluster(Cluster),
+}
+
+impl Tally {
+    fn add(&mut self, more: &Self) {
+        self.acknowledged += more.acknowledged;
+        self.refused += more.refused;
+        self.unknown += more.unknown;
+        self.happened += more.happened;
+    }
 }
 
 /// What a status says of the call's effect.
@@ -170,40 +182,36 @@ impl Account {
         }
     }
 
-    /// Lives a life of acknowledged calls; ends at the first that is not.
-    async fn live(&mut self, client: &Client) -> Result<u32, (u32, Step, Status)> {
-        let mut acknowledged = 0;
-        let at = |count: u32, step| move |status| (count, step, status);
-        self.user_id = register(client, self)
-            .await
-            .map_err(at(acknowledged, Step::Register))?;
-        acknowledged += 1;
+    /// Lives a life of acknowledged calls, counting them; ends at the first
+    /// that is not.
+    async fn live(&mut self, client: &Client, count: &AtomicU32) -> Result<(), (Step, Status)> {
+        let at = |step| move |status| (step, status);
+        let acknowledged = || count.fetch_add(1, SeqCst);
+        let user_id = register(client, self).await;
+        self.user_id = user_id.map_err(at(Step::Register))?;
+        acknowledged();
         for session in [&mut self.live, &mut self.leaving] {
             let tokens = world::login(client, &self.email, &self.password).await;
-            *session = Some(tokens.map_err(at(acknowledged, Step::Login))?);
-            acknowledged += 1;
+            *session = Some(tokens.map_err(at(Step::Login))?);
+            acknowledged();
         }
         let mut tokens = self.live.clone().expect("logged in");
         for _ in 0..3 {
-            tokens = refresh(client, &tokens.refresh_token)
-                .await
-                .map_err(at(acknowledged, Step::Refresh))?;
+            let next = refresh(client, &tokens.refresh_token).await;
+            tokens = next.map_err(at(Step::Refresh))?;
             self.live = Some(tokens.clone());
             self.refreshes += 1;
-            acknowledged += 1;
+            acknowledged();
         }
         let leaving = self.leaving.clone().expect("logged in");
-        logout(client, &leaving)
-            .await
-            .map_err(at(acknowledged, Step::Logout))?;
+        let left = logout(client, &leaving).await;
+        left.map_err(at(Step::Logout))?;
         self.dead.extend(self.leaving.take());
-        acknowledged += 1;
-        let fresh = change_password(client, &tokens, &self.password, &self.next_password)
-            .await
-            .map_err(at(acknowledged, Step::ChangePassword))?;
-        self.changed(Some(fresh));
-        acknowledged += 1;
-        Ok(acknowledged)
+        acknowledged();
+        let fresh = change_password(client, &tokens, &self.password, &self.next_password).await;
+        self.changed(Some(fresh.map_err(at(Step::ChangePassword))?));
+        acknowledged();
+        Ok(())
     }
 
     /// The password has changed; the fresh tokens may have been lost.
@@ -360,11 +368,11 @@ async fn generation(url: &str, session_id: &str) -> i64 {
     row.generation
 }
 
-/// How often each test kills.
-fn rounds() -> u32 {
+/// How many fifths of all rounds are a test's.
+fn rounds(fifths: u32) -> u32 {
     let total = std::env::var("COUNTERSIGN_TEST_KILL_ROUNDS");
-    let total = total.map_or(54, |text| text.parse().expect("a number"));
-    u32::div_ceil(total, 3)
+    let total: u32 = total.map_or(55, |text| text.parse().expect("a number"));
+    u32::div_ceil(total * fifths, 5)
 }
 
 /// Kills a process of a service in use, over and over.
@@ -379,18 +387,28 @@ async fn kill(kind: Kind, victim: Victim) {
         url.clone_from(&cluster.url);
         program = program.set("COUNTERSIGN_DATABASE_URL", &url);
     }
+    let rounds = rounds(match victim {
+        Victim::Node => 2,
+        Victim::Cluster(_) => 1,
+    });
     let mut random = ChaCha20Rng::seed_from_u64(9);
     let (mut tally, mut ledger) = (Tally::default(), Vec::new());
     let mut number = 0_u64;
     let mut server = program.serve("node").await;
-    for round in 0..rounds() {
+    for round in 0..rounds {
+        let (count, over) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
         let callers = (0..CALLERS).map(|_| {
             number += 1_000;
-            tokio::spawn(call(server.client(), number))
+            let count = Arc::clone(&count);
+            tokio::spawn(call(server.client(), number, count, over.clone()))
         });
         let callers: Vec<_> = callers.collect();
-        let delay = 20 + random.next_u64() % 300;
-        tokio::time::sleep(Duration::from_millis(delay)).await;
+        // Somewhere in the life of the accounts, however fast the machine is.
+        let enough = random.next_u32() % 48;
+        let reached = async || count.load(SeqCst) >= enough;
+        eventually("enough is acknowledged", reached).await;
+        let delay = random.next_u64() % 20_000;
+        tokio::time::sleep(Duration::from_micros(delay)).await;
         match &victim {
             Victim::Node => {
                 server.signal("KILL");
@@ -402,61 +420,70 @@ async fn kill(kind: Kind, victim: Victim) {
                 cluster.restart().await;
             }
         }
-        let mut accounts = Vec::new();
+        over.cancel();
+        let mut settling = Vec::new();
         for caller in callers {
-            accounts.extend(caller.await.unwrap());
+            let accounts = caller.await.unwrap();
+            let (client, url) = (server.client(), url.clone());
+            settling.push(tokio::spawn(settle(client, url, accounts)));
         }
-        settle(&server, &url, accounts, &mut tally, &mut ledger).await;
+        for settled in settling {
+            let (accounts, more) = settled.await.unwrap();
+            ledger.extend(accounts);
+            tally.add(&more);
+        }
+        tally.acknowledged += count.load(SeqCst);
     }
     // And after all rounds, everything of all of them.
     let client = server.client();
     for account in &ledger {
         account.check(&client).await;
     }
-    println!("{} rounds, {} accounts: {tally:?}", rounds(), ledger.len());
+    println!("{rounds} rounds, {} accounts: {tally:?}", ledger.len());
     assert!(tally.unknown > 0, "nothing was cut short: {tally:?}");
-    assert!(tally.acknowledged > 5 * rounds(), "{tally:?}");
+    assert!(tally.acknowledged > 10 * rounds, "{tally:?}");
 }
 
-/// Lives the lives of accounts until a call is not acknowledged.
-async fn call(client: Client, from: u64) -> Vec<(Account, u32)> {
+/// Lives the lives of accounts until a call is not acknowledged, or the round
+/// is over: a call may wait the whole of it, and then do well.
+async fn call(
+    client: Client,
+    from: u64,
+    count: Arc<AtomicU32>,
+    over: CancellationToken,
+) -> Vec<Account> {
     let mut accounts = Vec::new();
     for number in from.. {
         let mut account = Account::new(number);
-        match account.live(&client).await {
-            Ok(acknowledged) => accounts.push((account, acknowledged)),
-            Err((acknowledged, step, status)) => {
-                account.stuck = Some((step, told(&status)));
-                accounts.push((account, acknowledged));
-                break;
-            }
+        let lived = account.live(&client, &count).await;
+        account.stuck = lived.err().map(|(step, status)| (step, told(&status)));
+        let last = account.stuck.is_some() || over.is_cancelled();
+        accounts.push(account);
+        if last {
+            break;
         }
     }
     accounts
 }
 
-async fn settle(
-    server: &Server,
-    url: &str,
-    accounts: Vec<(Account, u32)>,
-    tally: &mut Tally,
-    ledger: &mut Vec<Account>,
-) {
-    let client = server.client();
-    for (mut account, acknowledged) in accounts {
-        tally.acknowledged += acknowledged;
+/// Settles the accounts of one caller; returns those that there are.
+async fn settle(client: Client, url: String, accounts: Vec<Account>) -> (Vec<Account>, Tally) {
+    let (mut kept, mut tally) = (Vec::new(), Tally::default());
+    for mut account in accounts {
         let stuck = account.stuck;
-        match stuck {
-            Some((_, Told::Refused)) => tally.refused += 1,
-            Some((_, Told::Unknown)) => tally.unknown += 1,
-            None => {}
-        }
-        tally.happened += u32::from(account.settle(&client, url).await);
+        let happened = account.settle(&client, &url).await;
+        tally.add(&Tally {
+            acknowledged: 0,
+            refused: u32::from(stuck.is_some_and(|(_, told)| told == Told::Refused)),
+            unknown: u32::from(stuck.is_some_and(|(_, told)| told == Told::Unknown)),
+            happened: u32::from(happened),
+        });
         // An account that was refused is none.
         if stuck != Some((Step::Register, Told::Refused)) {
-            ledger.push(account);
+            kept.push(account);
         }
     }
+    (kept, tally)
 }
 
 mod the_node {
