@@ -188,13 +188,14 @@ fn binding(id: Id, bytes: Vec<u8>) -> Result<[u8; 16]> {
         .map_err(|_| illegal("sessions", "binding", id, "has not 16 bytes"))
 }
 
-/// Opens a session if the account is active and its epoch is still the one in
-/// which the password was checked. False otherwise.
-pub async fn open(conn: &mut Conn, session: &NewSession) -> Result<bool> {
+/// Opens a session if the account is active and nothing has ended the sessions
+/// of the epoch in which the password was checked. Returns the account's epoch,
+/// read by the same statement, for the access token. None otherwise.
+pub async fn open(conn: &mut Conn, session: &NewSession) -> Result<Option<i64>> {
     let source = users::table
         .filter(users::id.eq(Id::from(session.user_id)))
         .filter(users::status.eq(UserStatus::Active.as_str()))
-        .filter(users::epoch.eq(session.epoch))
+        .filter(users::min_session_epoch.le(session.epoch))
         .select((
             Id::from(session.id).into_sql::<Uuid>(),
             users::id,
@@ -214,7 +215,7 @@ pub async fn open(conn: &mut Conn, session: &NewSession) -> Result<bool> {
             At(session.expires_at).into_sql::<Instant>(),
             At(session.absolute_expires_at).into_sql::<Instant>(),
         ));
-    let opened = on!(conn, |c| source
+    on!(conn, |c| source
         .insert_into(sessions::table)
         .into_columns((
             sessions::id,
@@ -232,8 +233,9 @@ pub async fn open(conn: &mut Conn, session: &NewSession) -> Result<bool> {
             sessions::expires_at,
             sessions::absolute_expires_at,
         ))
-        .execute(c))?;
-    Ok(opened == 1)
+        .returning(sessions::epoch)
+        .get_result(c))
+    .optional()
 }
 
 /// Where a session and its account stand, live or not.

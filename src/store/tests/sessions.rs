@@ -33,7 +33,7 @@ async fn open(db: &Database, user: UserId, epoch: i64) -> Option<SessionId> {
     let opened = db
         .write(async |tx| sessions::open(tx, &session).await)
         .await;
-    opened.then_some(session.id)
+    opened.map(|_| session.id)
 }
 
 async fn advance(store: &Store, id: SessionId, from: i64, now: Timestamp) -> Option<Advanced> {
@@ -102,6 +102,17 @@ on_both! {
         assert_eq!(open(db, UserId(super::id()), 0).await, None);
         let mut conn = db.read().await;
         assert!(!sessions::state(&mut conn, id).await.unwrap().unwrap().is_live(db.now()));
+    }
+
+    async fn a_change_of_roles_keeps_no_one_from_opening(db) {
+        let user = db.user("ana").await;
+        db.write(async |tx| users::bump_epoch(tx, user, db.now()).await).await;
+        let session = new_session(user, 0, db.now());
+        let epoch = db.write(async |tx| sessions::open(tx, &session).await).await;
+        // Tokens are minted in the account's epoch, and so is the session.
+        assert_eq!(epoch, Some(1));
+        let state = sessions::state(&mut db.read().await, session.id).await.unwrap().unwrap();
+        assert_eq!(state.epoch, 1);
     }
 
     async fn it_advances_by_one(db) {
