@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     crypto::Verdict,
-    domain::{Call, Identifier, Password, SessionId, UserId, UserStatus, audit::Action},
+    domain::{
+        Call, Identifier, Password, SessionId, UserId, UserStatus, audit::Action,
+        trust::TrustChange,
+    },
     error::{Reason, Result},
     store::{audit, roles, sessions, users},
 };
@@ -69,12 +72,16 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
         expires_at: lifetimes.expiry(now, now),
         absolute_expires_at: now + lifetimes.absolute,
     };
+    let keep = core.policy.sessions.max_per_user();
     let opened = core
         .store
         .write(call, async |tx| {
             let Some(epoch) = sessions::open(tx, &session).await? else {
                 return Ok(None);
             };
+            for session_id in sessions::end_excess(tx, account.user_id, keep, now).await? {
+                tx.announce(TrustChange::SessionRevoked { session_id });
+            }
             if let (Some(new), Some(old)) = (&upgraded, &account.password)
                 && users::rehash(tx, account.user_id, old, new).await?
             {
@@ -90,6 +97,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
             Ok(Some((epoch, roles::of_user(tx, account.user_id).await?)))
         })
         .await?;
+    core.trust.reach(opened.seq).await?;
     let Some((epoch, roles)) = opened.value else {
         return refuse(core, call, Some(account.user_id)).await;
     };

@@ -390,6 +390,38 @@ pub async fn renew(conn: &mut Conn, id: SessionId, renewal: &Renewal) -> Result<
     .optional()
 }
 
+/// Revokes the oldest live sessions of an account beyond the newest `keep`, and
+/// returns them.
+pub async fn end_excess(
+    conn: &mut Conn,
+    user: UserId,
+    keep: usize,
+    now: Timestamp,
+) -> Result<Vec<SessionId>> {
+    let keep = i64::try_from(keep).unwrap_or(i64::MAX);
+    let excess: Vec<Id> = on!(conn, |c| sessions::table
+        .inner_join(users::table)
+        .filter(sessions::user_id.eq(Id::from(user)))
+        .filter(live(now))
+        .order((sessions::created_at.desc(), sessions::id.desc()))
+        .offset(keep)
+        .select(sessions::id)
+        .load(c))?;
+    if excess.is_empty() {
+        return Ok(Vec::new());
+    }
+    let revoked: Vec<Id> = on!(conn, |c| diesel::update(
+        sessions::table
+            .filter(sessions::id.eq_any(excess))
+            .filter(sessions::revoked_at.is_null())
+            .filter(sessions::expires_at.gt(At(now)))
+    )
+    .set(sessions::revoked_at.eq(At(now)))
+    .returning(sessions::id)
+    .get_results(c))?;
+    Ok(revoked.into_iter().map(SessionId::from).collect())
+}
+
 /// A live session.
 pub async fn get(conn: &mut Conn, id: SessionId, now: Timestamp) -> Result<Option<Session>> {
     let row: Option<ListRow> = on!(conn, |c| sessions::table

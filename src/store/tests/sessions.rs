@@ -200,6 +200,36 @@ on_both! {
         assert!(sessions::get(&mut conn, ids[0], db.now()).await.unwrap().is_none());
     }
 
+    async fn the_oldest_beyond_the_most_are_ended(db) {
+        let (ana, bob) = (db.user("ana").await, db.user("bob").await);
+        let mut ids = Vec::new();
+        for _ in 0..6 {
+            ids.push(open(db, ana, 0).await.unwrap());
+            open(db, bob, 0).await.unwrap();
+            db.clock.pass(seconds(1));
+        }
+        // The dead do not count.
+        db.write(async |tx| sessions::revoke(tx, ids[4], db.now()).await).await;
+        let end = async |keep| {
+            let mut ended = db
+                .write(async |tx| sessions::end_excess(tx, ana, keep, db.now()).await)
+                .await;
+            ended.sort();
+            ended
+        };
+        assert_eq!(end(5).await, []);
+        let mut oldest = ids[..3].to_vec();
+        oldest.sort();
+        assert_eq!(end(2).await, oldest);
+        assert_eq!(end(2).await, []);
+        let left = async |user| {
+            let listed = sessions::list(&mut db.read().await, user, db.now(), None, page(9)).await;
+            listed.unwrap().items.into_iter().map(|session| session.id).collect::<Vec<_>>()
+        };
+        assert_eq!(left(ana).await, [ids[5], ids[3]]);
+        assert_eq!(left(bob).await.len(), 6);
+    }
+
     async fn lists_show_the_live_newest_first(db) {
         let (ana, bob) = (db.user("ana").await, db.user("bob").await);
         let mut ids = Vec::new();
