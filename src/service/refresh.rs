@@ -127,7 +127,16 @@ async fn step(
     let lifetimes = core.policy.sessions.lifetimes();
     let expires_at = (now + lifetimes.idle).min(state.absolute_expires_at);
     let newest = keys.refresh.newest_id();
-    let advanced = sessions::advance(tx, id, presented.generation, newest, now, expires_at).await?;
+    let advanced = sessions::advance(
+        tx,
+        id,
+        presented.generation,
+        &state.binding,
+        newest,
+        now,
+        expires_at,
+    )
+    .await?;
     if let Some(row) = advanced {
         let roles = roles::of_user(tx, row.user_id).await?;
         return Ok(Outcome::Successor(Box::new(Successor {

@@ -275,12 +275,14 @@ pub async fn state(conn: &mut Conn, id: SessionId) -> Result<Option<SessionState
 }
 
 /// Advances a live session from generation `from`, or from one below it whose
-/// successor a failover lost, to `from + 1`. None if it is dead or further on:
+/// successor a failover lost, to `from + 1`. None if it is dead, further on or
+/// no longer bound by `binding`, for which the caller has checked the token:
 /// [`state`] says which. Of any number of callers with one token, one succeeds.
 pub async fn advance(
     conn: &mut Conn,
     id: SessionId,
     from: i64,
+    binding: &[u8; 16],
     key_id: i32,
     now: Timestamp,
     expires_at: Timestamp,
@@ -295,6 +297,7 @@ pub async fn advance(
         sessions::table
             .filter(sessions::id.eq(Id::from(id)))
             .filter(sessions::generation.le(from))
+            .filter(sessions::binding.eq(binding.as_slice()))
             .filter(sessions::revoked_at.is_null())
             .filter(sessions::expires_at.gt(At(now)))
             .filter(exists(
@@ -322,7 +325,7 @@ pub async fn advance(
         user_epoch: user_epoch
             .ok_or_else(|| illegal("sessions", "user_id", row.id, "names no account"))?,
         key_id: row.key_id,
-        binding: binding(row.id, row.binding)?,
+        binding: *binding,
         created_at: row.created_at.0,
         expires_at: row.expires_at.0,
         client_id: row.client_id,

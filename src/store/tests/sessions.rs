@@ -39,7 +39,7 @@ async fn open(db: &Database, user: UserId, epoch: i64) -> Option<SessionId> {
 async fn advance(store: &Store, id: SessionId, from: i64, now: Timestamp) -> Option<Advanced> {
     store
         .write(&call(), async |tx| {
-            sessions::advance(tx, id, from, 2, now, now + seconds(100)).await
+            sessions::advance(tx, id, from, &[7; 16], 2, now, now + seconds(100)).await
         })
         .await
         .unwrap()
@@ -169,7 +169,13 @@ on_both! {
         assert_eq!(renew(db, id).await, Some(1));
         let state = sessions::state(&mut db.read().await, id).await.unwrap().unwrap();
         assert_eq!((state.epoch, state.key_id, state.binding), (1, 3, [9; 16]));
-        assert_eq!(advance(&db.store, id, 1, db.now()).await.unwrap().user_epoch, 1);
+        // The token was checked before the change, and waited behind it.
+        assert_eq!(advance(&db.store, id, 1, db.now()).await, None);
+        let late = db.now() + seconds(100);
+        let bound = db
+            .write(async |tx| sessions::advance(tx, id, 1, &[9; 16], 2, db.now(), late).await)
+            .await;
+        assert_eq!(bound.unwrap().user_epoch, 1);
         db.write(async |tx| sessions::revoke(tx, id, db.now()).await).await;
         assert_eq!(renew(db, id).await, None);
         // Of a disabled account.
