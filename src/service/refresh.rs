@@ -163,8 +163,8 @@ async fn step(
         generation: state.generation,
         rotated_at: state.rotated_at,
     };
-    let recovered_at = core.store.recovered_at();
-    match progress.judge(presented.generation, now, recovered_at, lifetimes.grace) {
+    let outage = core.store.last_outage();
+    match progress.judge(presented.generation, now, outage, lifetimes.grace) {
         // The guarded update has just refused it: the session is ending.
         Presented::Current => Ok(Outcome::Refused),
         Presented::Replayed => {

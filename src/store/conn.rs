@@ -290,7 +290,7 @@ impl Gauge {
         self.health.answered();
     }
 
-    fn lose(&mut self) {
+    pub(super) fn lose(&mut self) {
         self.work = Work::Lost;
         self.health.lost();
         if let Some(permit) = self.permit.take() {

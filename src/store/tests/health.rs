@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Database, call, id, new_user, on_both, postgres_url, seconds, server, slow, users};
 use crate::{
     breaker::State,
-    domain::UserId,
+    domain::{UserId, session::Outage},
     error::Reason,
     store::{Store, conn::on},
 };
@@ -45,17 +45,26 @@ on_both! {
     async fn a_recovery_is_noted_by_the_clock(db) {
         let store = quick(db).await;
         look(&store).await.unwrap();
-        assert_eq!(store.recovered_at(), None);
-        let mut conn = store.read(&call()).await.unwrap();
-        slow(&mut conn).await.unwrap_err();
-        drop(conn);
+        assert_eq!(store.last_outage(), None);
+        let lost_at = db.now();
+        for _ in 0..2 {
+            let mut conn = store.read(&call()).await.unwrap();
+            conn.gauge.lose();
+            db.clock.pass(seconds(30));
+            assert_eq!(store.last_outage(), None);
+        }
+        db.clock.pass(seconds(30));
+        look(&store).await.unwrap();
+        let outage = store.last_outage();
+        assert_eq!(outage, Some(Outage { lost_at, recovered_at: db.now() }));
         db.clock.pass(seconds(60));
         look(&store).await.unwrap();
-        let recovered = store.recovered_at();
-        assert_eq!(recovered, Some(db.now()));
-        db.clock.pass(seconds(60));
-        look(&store).await.unwrap();
-        assert_eq!(store.recovered_at(), recovered);
+        assert_eq!(store.last_outage(), outage);
+        // One that goes on when the node starts has begun nobody knows when.
+        let late = quick(db).await;
+        late.0.health.lost();
+        look(&late).await.unwrap();
+        assert_eq!(late.last_outage().unwrap().lost_at, jiff::Timestamp::MIN);
     }
 
     async fn failures_open_the_breaker_and_then_nothing_is_asked(db) {
@@ -127,7 +136,7 @@ on_both! {
             assert!(tokio::time::timeout(Duration::from_millis(30), query).await.is_err());
         }
         assert!(!store.breaker().is_open());
-        assert_eq!(store.recovered_at(), None);
+        assert_eq!(store.last_outage(), None);
         let mut conn = store.read(&call()).await.unwrap();
         assert!(users::get(&mut conn, bob).await.unwrap().is_some());
     }
@@ -172,7 +181,7 @@ mod alone {
             assert_eq!(outcome.unwrap_err().reason(), Reason::OutcomeUnknown);
             // The next call finds a good connection.
             look(&db.store).await.unwrap();
-            assert_eq!(db.store.recovered_at(), Some(db.now()));
+            assert!(db.store.last_outage().is_some());
             db.remove().await;
         }
 
