@@ -254,11 +254,11 @@ impl Store {
     ) -> Result<Conn> {
         let Inner { pools, health, .. } = &*self.0;
         let begun = Instant::now();
-        let link = tokio::time::timeout(limit, pools.get(side, limit)).await;
+        let link = pools.get(side, limit).await;
         let waited = begun.elapsed();
         cost.add_database(waited);
         metrics::histogram!("countersign_database_acquire_seconds").record(waited);
-        let unreachable = match link.unwrap_or(Err(Unreachable::Exhausted)) {
+        let unreachable = match link {
             Ok(link) => {
                 return Ok(Conn::new(
                     link,
@@ -271,13 +271,14 @@ impl Store {
             }
             Err(unreachable) => unreachable,
         };
-        if let Unreachable::Refused(_) = unreachable {
-            health.lost();
-        }
-        if limit == self.0.acquire
-            && let Some(permit) = permit
+        // A full pool or a caller's haste say nothing about the database.
+        if let Unreachable::Refused(_) = unreachable
+            && limit >= self.0.acquire
         {
-            permit.failure();
+            health.lost();
+            if let Some(permit) = permit {
+                permit.failure();
+            }
         }
         Err(health.unavailable().because(unreachable))
     }
