@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::Core;
 use crate::{
-    domain::Call,
+    domain::{Call, UserId},
     error::{Error, Reason, Result},
     store::{Conn, idempotency},
 };
@@ -90,28 +90,30 @@ pub(super) async fn earlier<T>(
 impl<T> Claim<T> {
     /// Writes the answer in the effect's transaction, before the effect. False
     /// if a racing call has done so: end the transaction and read its answer.
+    /// It goes when the account that it describes, `subject`, is erased.
     pub(super) async fn take(
         &self,
         core: &Core,
         call: &Call,
         tx: &mut Conn,
         made: &T,
+        subject: Option<UserId>,
     ) -> Result<bool> {
         let Some((request_id, body_mac)) = &self.key else {
             return Ok(true);
         };
         let expires_at = core.clock.now() + KEPT;
         let reply = (self.encode)(made);
-        idempotency::insert(
-            tx,
-            self.method,
-            call.user_id(),
-            *request_id,
+        let record = idempotency::NewRecord {
+            method: self.method,
+            caller: call.user_id(),
+            request_id: *request_id,
             body_mac,
-            &reply,
+            reply: &reply,
+            subject,
             expires_at,
-        )
-        .await
+        };
+        idempotency::insert(tx, &record).await
     }
 
     /// The answer of the call that won the race.

@@ -73,7 +73,7 @@ pub async fn create(
     let written = core
         .store
         .write(call, async |tx| {
-            if !claim.take(core, call, tx, &user).await? {
+            if !claim.take(core, call, tx, &user, Some(user.id)).await? {
                 return Ok(false);
             }
             register::insert(tx, &user, hash).await?;

@@ -22,6 +22,24 @@ pub struct Record {
     pub reply: Vec<u8>,
 }
 
+/// A reply to be kept.
+pub struct NewRecord<'a> {
+    /// The RPC's name.
+    pub method: &'a str,
+    /// Who called.
+    pub caller: Option<UserId>,
+    /// The caller's id for the request.
+    pub request_id: Uuid,
+    /// A MAC over the whole request.
+    pub body_mac: &'a [u8],
+    /// The reply, encoded.
+    pub reply: &'a [u8],
+    /// The account that the reply describes: it goes when that is erased.
+    pub subject: Option<UserId>,
+    /// How long it is kept.
+    pub expires_at: Timestamp,
+}
+
 /// The nil UUID stands for anonymous callers: a key has no nulls.
 fn key(caller: Option<UserId>) -> Id {
     Id(caller.map_or(Uuid::nil(), |user| user.0))
@@ -48,35 +66,38 @@ pub async fn find(
 /// Records a reply, in the transaction of its effect. False if another call
 /// with the same id was faster: end the transaction with an error and
 /// [`find`] its reply.
-pub async fn insert(
-    conn: &mut Conn,
-    method: &str,
-    caller: Option<UserId>,
-    request_id: Uuid,
-    body_mac: &[u8],
-    reply: &[u8],
-    expires_at: Timestamp,
-) -> Result<bool> {
+pub async fn insert(conn: &mut Conn, record: &NewRecord<'_>) -> Result<bool> {
+    let (caller, request_id) = (key(record.caller), Id(record.request_id));
     // One that has expired and was not cleared away yet is in nobody's way.
     let now = conn.now();
     on!(conn, |c| diesel::delete(
         idempotency::table
-            .find((method, key(caller), Id(request_id)))
+            .find((record.method, caller, request_id))
             .filter(idempotency::expires_at.le(At(now)))
     )
     .execute(c))?;
     let inserted = on!(conn, |c| diesel::insert_into(idempotency::table)
         .values((
-            idempotency::method.eq(method),
-            idempotency::caller.eq(key(caller)),
-            idempotency::request_id.eq(Id(request_id)),
-            idempotency::body_mac.eq(body_mac),
-            idempotency::reply.eq(reply),
-            idempotency::expires_at.eq(At(expires_at)),
+            idempotency::method.eq(record.method),
+            idempotency::caller.eq(caller),
+            idempotency::request_id.eq(request_id),
+            idempotency::body_mac.eq(record.body_mac),
+            idempotency::reply.eq(record.reply),
+            idempotency::subject.eq(record.subject.map(Id::from)),
+            idempotency::expires_at.eq(At(record.expires_at)),
         ))
         .on_conflict_do_nothing()
         .execute(c))?;
     Ok(inserted == 1)
+}
+
+impl std::fmt::Debug for NewRecord<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewRecord")
+            .field("method", &self.method)
+            .field("reply_bytes", &self.reply.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Replies may name people: `Debug` shows sizes only.

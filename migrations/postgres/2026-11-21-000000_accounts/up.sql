@@ -139,7 +139,10 @@ CREATE TABLE idempotency (
     request_id uuid NOT NULL,
     body_mac bytea NOT NULL,
     reply bytea NOT NULL,
+    -- Whom the reply describes, so that it can be erased with them.
+    subject uuid,
     expires_at timestamptz NOT NULL,
     PRIMARY KEY (method, caller, request_id)
 );
 CREATE INDEX idempotency_by_expiry ON idempotency (expires_at);
+CREATE INDEX idempotency_by_subject ON idempotency (subject) WHERE subject IS NOT NULL;

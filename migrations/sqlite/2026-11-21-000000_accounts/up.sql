@@ -139,7 +139,10 @@ CREATE TABLE idempotency (
     request_id BLOB NOT NULL,
     body_mac BLOB NOT NULL,
     reply BLOB NOT NULL,
+    -- Whom the reply describes, so that it can be erased with them.
+    subject BLOB,
     expires_at INTEGER NOT NULL,
     PRIMARY KEY (method, caller, request_id)
 ) STRICT;
 CREATE INDEX idempotency_by_expiry ON idempotency (expires_at);
+CREATE INDEX idempotency_by_subject ON idempotency (subject) WHERE subject IS NOT NULL;

@@ -12,7 +12,8 @@ use crate::{
     store::{
         audit,
         conn::on,
-        idempotency, janitor,
+        idempotency::{self, NewRecord},
+        janitor,
         schema::{audit_events, audit_origins},
         sessions::{self, NewSession},
     },
@@ -33,6 +34,23 @@ fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> Audit
         correlation_id: "c-1".to_owned(),
         address: Some("192.0.2.7".parse().unwrap()),
         user_agent: "curl".to_owned(),
+    }
+}
+
+fn reply(
+    caller: Option<UserId>,
+    request_id: uuid::Uuid,
+    body_mac: &[u8],
+    expires_at: jiff::Timestamp,
+) -> NewRecord<'_> {
+    NewRecord {
+        method: METHOD,
+        caller,
+        request_id,
+        body_mac,
+        reply: b"reply",
+        subject: None,
+        expires_at,
     }
 }
 
@@ -100,14 +118,28 @@ on_both! {
         assert_eq!(left, (String::new(), String::new(), None));
     }
 
+    async fn what_is_remembered_of_a_person_goes_with_them(db) {
+        let (ana, bob) = (db.user("ana").await, db.user("bob").await);
+        let until = db.now() + seconds(60);
+        let (of_ana, of_bob, other) = (id(), id(), id());
+        for (request, subject) in [(of_ana, Some(ana)), (of_bob, Some(bob)), (other, None)] {
+            let record = NewRecord { subject, ..reply(Some(bob), request, b"mac", until) };
+            db.write(async |tx| idempotency::insert(tx, &record).await).await;
+        }
+        db.write(async |tx| users::erase(tx, ana, db.now()).await).await;
+        let mut conn = db.read().await;
+        for (request, kept) in [(of_ana, false), (of_bob, true), (other, true)] {
+            let found = idempotency::find(&mut conn, METHOD, Some(bob), request, db.now()).await;
+            assert_eq!(found.unwrap().is_some(), kept);
+        }
+    }
+
     async fn a_reply_is_found_until_it_expires(db) {
         let (request, caller) = (id(), UserId(id()));
         let until = db.now() + seconds(60);
         let insert = async |caller, mac: &[u8], until| {
-            db.write(async |tx| {
-                idempotency::insert(tx, METHOD, caller, request, mac, b"reply", until).await
-            })
-            .await
+            let record = reply(caller, request, mac, until);
+            db.write(async |tx| idempotency::insert(tx, &record).await).await
         };
         let find = async |caller| {
             let mut conn = db.read().await;
@@ -133,8 +165,9 @@ on_both! {
         for _ in 0..12 {
             let store = db.store.clone();
             racing.spawn(async move {
+                let record = reply(None, request, b"mac", until);
                 let insert = async |tx: &mut crate::store::Conn| {
-                    idempotency::insert(tx, METHOD, None, request, b"mac", b"reply", until).await
+                    idempotency::insert(tx, &record).await
                 };
                 store.write(&super::call(), insert).await.unwrap().value
             });
@@ -171,11 +204,8 @@ on_both! {
         assert!(sessions::get(&mut db.read().await, live, db.now()).await.unwrap().is_some());
         for life in [1, 2, 3, 500] {
             let until = db.now() + seconds(life);
-            let request = id();
-            db.write(async |tx| {
-                idempotency::insert(tx, METHOD, None, request, b"m", b"r", until).await
-            })
-            .await;
+            let record = reply(None, id(), b"m", until);
+            db.write(async |tx| idempotency::insert(tx, &record).await).await;
         }
         db.clock.pass(seconds(10));
         assert_eq!(oldest().await, Some(db.now() - seconds(9)));
