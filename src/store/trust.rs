@@ -155,19 +155,14 @@ pub(super) async fn append(
 /// Deletes up to about `limit` entries from before a time at which every token
 /// that they speak of has expired.
 pub async fn prune(conn: &mut Conn, before: Timestamp, limit: i64) -> Result<usize> {
-    let end: Option<At> = on!(conn, |c| trust_log::table
+    let oldest: Vec<i64> = on!(conn, |c| trust_log::table
         .filter(trust_log::created_at.lt(At(before)))
-        .order(trust_log::created_at.asc())
-        .offset(limit - 1)
-        .limit(1)
-        .select(trust_log::created_at)
-        .first(c))
-    .optional()?;
-    let end = end.unwrap_or(At(before));
+        .order((trust_log::created_at.asc(), trust_log::seq.asc()))
+        .limit(limit)
+        .select(trust_log::seq)
+        .load(c))?;
     Ok(on!(conn, |c| diesel::delete(
-        trust_log::table
-            .filter(trust_log::created_at.lt(At(before)))
-            .filter(trust_log::created_at.le(end))
+        trust_log::table.filter(trust_log::seq.eq_any(oldest))
     )
     .execute(c))?)
 }

@@ -8,6 +8,7 @@ use crate::{
     domain::{
         AuditEvent, SessionId, UserId,
         audit::{Action, Outcome},
+        trust::TrustChange,
     },
     store::{
         audit,
@@ -16,6 +17,7 @@ use crate::{
         janitor,
         schema::{audit_events, audit_origins},
         sessions::{self, NewSession},
+        trust,
     },
 };
 
@@ -131,6 +133,34 @@ on_both! {
         for (request, kept) in [(of_ana, false), (of_bob, true), (other, true)] {
             let found = idempotency::find(&mut conn, METHOD, Some(bob), request, db.now()).await;
             assert_eq!(found.unwrap().is_some(), kept);
+        }
+    }
+
+    async fn rows_of_one_moment_are_more_than_one_batch(db) {
+        let ana = db.user("ana").await;
+        let until = db.now() + seconds(10);
+        for _ in 0..5 {
+            session(db, ana, 10).await;
+            let record = reply(None, id(), b"m", until);
+            db.write(async |tx| {
+                tx.announce(TrustChange::SigningKeys);
+                idempotency::insert(tx, &record).await
+            })
+            .await;
+        }
+        db.clock.pass(seconds(20));
+        let now = db.now();
+        for left in [2, 2, 1, 0] {
+            let deleted = db
+                .write(async |tx| {
+                    Ok([
+                        janitor::delete_dead_sessions(tx, now, 2).await?,
+                        janitor::delete_expired_idempotency(tx, now, 2).await?,
+                        trust::prune(tx, now, 2).await?,
+                    ])
+                })
+                .await;
+            assert_eq!(deleted, [left; 3]);
         }
     }
 
