@@ -306,11 +306,22 @@ fn reason_of_foreign(status: &Status) -> Reason {
         Code::Cancelled => Reason::Cancelled,
         Code::DeadlineExceeded => Reason::DeadlineExceeded,
         Code::NotFound | Code::InvalidArgument => Reason::InvalidRequest,
-        // A body that is no message of the method's type. tonic calls that
-        // internal; it is the caller's doing.
-        Code::Internal if status.message().contains("decode") => Reason::InvalidRequest,
+        Code::Internal if is_unreadable(status.message()) => Reason::InvalidRequest,
         _ => Reason::Internal,
     }
+}
+
+/// Whether tonic says that a body is no message of the method's type, or no
+/// message at all. It calls that internal; it is the caller's doing.
+fn is_unreadable(message: &str) -> bool {
+    [
+        "failed to decode",
+        "Unexpected EOF decoding stream",
+        "protocol error: received message with",
+        "Missing request message",
+    ]
+    .iter()
+    .any(|start| message.starts_with(start))
 }
 
 /// A cause and what caused it, in one line.

@@ -13,12 +13,20 @@ use std::{future::Future, sync::Arc, time::Duration};
 use countersign_proto::{FILE_DESCRIPTOR_SET, v1};
 use countersign_verifier::Verifier;
 use tonic::{Extensions, Request, service::Routes};
+use tonic_reflection::pb;
 
 use crate::{
     domain::Call,
     error::{Error, Result},
     service::{Core, Work},
 };
+
+/// The largest request, in bytes. A message within its documented rules is far
+/// smaller; tonic's own limit of 4 MiB would be decoded for anybody.
+const MOST_BYTES: usize = 64 * 1024;
+
+/// The largest request of TokenService: a hundred tokens of 8 KiB.
+const MOST_BYTES_OF_TOKENS: usize = 1024 * 1024;
 
 /// The services that need the database.
 #[derive(Debug, Clone)]
@@ -42,17 +50,15 @@ impl Api {
 
     /// Adds the services to the routes.
     pub fn routes(self, routes: Routes) -> Routes {
+        let auth = v1::auth_service_server::AuthServiceServer::new(self.clone());
+        let users = v1::user_service_server::UserServiceServer::new(self.clone());
+        let roles = v1::role_service_server::RoleServiceServer::new(self.clone());
+        let sessions = v1::session_service_server::SessionServiceServer::new(self);
         routes
-            .add_service(v1::auth_service_server::AuthServiceServer::new(
-                self.clone(),
-            ))
-            .add_service(v1::user_service_server::UserServiceServer::new(
-                self.clone(),
-            ))
-            .add_service(v1::role_service_server::RoleServiceServer::new(
-                self.clone(),
-            ))
-            .add_service(v1::session_service_server::SessionServiceServer::new(self))
+            .add_service(auth.max_decoding_message_size(MOST_BYTES))
+            .add_service(users.max_decoding_message_size(MOST_BYTES))
+            .add_service(roles.max_decoding_message_size(MOST_BYTES))
+            .add_service(sessions.max_decoding_message_size(MOST_BYTES))
     }
 
     /// Reads a request, does the work for it on the work runtime, and returns
@@ -86,7 +92,8 @@ impl TokenApi {
 
     /// Adds the service to the routes.
     pub fn routes(self, routes: Routes) -> Routes {
-        routes.add_service(v1::token_service_server::TokenServiceServer::new(self))
+        let tokens = v1::token_service_server::TokenServiceServer::new(self);
+        routes.add_service(tokens.max_decoding_message_size(MOST_BYTES_OF_TOKENS))
     }
 }
 
@@ -98,6 +105,10 @@ pub fn reflection(routes: Routes) -> Result<Routes> {
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            // Of itself a version would name only itself.
+            .register_encoded_file_descriptor_set(pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(pb::v1alpha::FILE_DESCRIPTOR_SET)
+            .include_reflection_service(false)
     };
     let v1 = builder().build_v1().map_err(Error::internal)?;
     let v1alpha = builder().build_v1alpha().map_err(Error::internal)?;

@@ -94,7 +94,8 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
                 .by(account.user_id)
                 .session(session.id);
             audit::insert(tx, &event).await?;
-            Ok(Some((epoch, roles::of_user(tx, account.user_id).await?)))
+            let roles = roles::of_user(tx, account.user_id).await?;
+            Ok(Some((epoch, roles)))
         })
         .await?;
     core.trust.reach(opened.seq).await?;

@@ -18,25 +18,26 @@ use crate::{domain::UserId, error::Result};
 pub struct Record {
     /// A MAC over the whole request.
     pub body_mac: Vec<u8>,
-    /// The reply, encoded.
+    /// The reply, encoded; empty once the account that it named is erased.
     pub reply: Vec<u8>,
 }
 
-/// A reply to be kept.
+/// A reply to be.
+#[derive(Clone, Copy)]
 pub struct NewRecord<'a> {
     /// The RPC's name.
     pub method: &'a str,
-    /// Who called.
+    /// Who calls; none for anonymous callers.
     pub caller: Option<UserId>,
     /// The caller's id for the request.
     pub request_id: Uuid,
     /// A MAC over the whole request.
     pub body_mac: &'a [u8],
-    /// The reply, encoded.
+    /// The reply, encoded; not empty.
     pub reply: &'a [u8],
-    /// The account that the reply describes: it goes when that is erased.
+    /// The account that the reply names.
     pub subject: Option<UserId>,
-    /// How long it is kept.
+    /// When it is forgotten.
     pub expires_at: Timestamp,
 }
 
@@ -67,20 +68,19 @@ pub async fn find(
 /// with the same id was faster: end the transaction with an error and
 /// [`find`] its reply.
 pub async fn insert(conn: &mut Conn, record: &NewRecord<'_>) -> Result<bool> {
-    let (caller, request_id) = (key(record.caller), Id(record.request_id));
     // One that has expired and was not cleared away yet is in nobody's way.
     let now = conn.now();
     on!(conn, |c| diesel::delete(
         idempotency::table
-            .find((record.method, caller, request_id))
+            .find((record.method, key(record.caller), Id(record.request_id)))
             .filter(idempotency::expires_at.le(At(now)))
     )
     .execute(c))?;
     let inserted = on!(conn, |c| diesel::insert_into(idempotency::table)
         .values((
             idempotency::method.eq(record.method),
-            idempotency::caller.eq(caller),
-            idempotency::request_id.eq(request_id),
+            idempotency::caller.eq(key(record.caller)),
+            idempotency::request_id.eq(Id(record.request_id)),
             idempotency::body_mac.eq(record.body_mac),
             idempotency::reply.eq(record.reply),
             idempotency::subject.eq(record.subject.map(Id::from)),
@@ -91,19 +91,19 @@ pub async fn insert(conn: &mut Conn, record: &NewRecord<'_>) -> Result<bool> {
     Ok(inserted == 1)
 }
 
-impl std::fmt::Debug for NewRecord<'_> {
+/// Replies may name people: `Debug` shows sizes only.
+impl std::fmt::Debug for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewRecord")
-            .field("method", &self.method)
+        f.debug_struct("Record")
             .field("reply_bytes", &self.reply.len())
             .finish_non_exhaustive()
     }
 }
 
-/// Replies may name people: `Debug` shows sizes only.
-impl std::fmt::Debug for Record {
+impl std::fmt::Debug for NewRecord<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Record")
+        f.debug_struct("NewRecord")
+            .field("method", &self.method)
             .field("reply_bytes", &self.reply.len())
             .finish_non_exhaustive()
     }

@@ -371,7 +371,7 @@ pub async fn set_status(
 }
 
 /// Leaves a tombstone: erases the personal data of the account, of its sessions,
-/// of the audit events that it caused, and of the replies that describe it. None if there is no such account or
+/// of the audit events that it caused and of kept replies. None if there is no such account or
 /// it is one already. Several statements: call it in a transaction.
 pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option<Epochs>> {
     let epochs: Option<(i64, i64)> = on!(conn, |c| diesel::update(live(id))
@@ -408,12 +408,13 @@ pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option
     ))
     .execute(c))?;
     on!(conn, |c| diesel::delete(
-        idempotency::table.filter(idempotency::subject.eq(user))
-    )
-    .execute(c))?;
-    on!(conn, |c| diesel::delete(
         audit_origins::table.filter(audit_origins::user_id.eq(user))
     )
+    .execute(c))?;
+    on!(conn, |c| diesel::update(
+        idempotency::table.filter(idempotency::subject.eq(user))
+    )
+    .set(idempotency::reply.eq(&[][..]))
     .execute(c))?;
     Ok(epochs.map(Epochs::from))
 }

@@ -2,6 +2,8 @@
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::{Database, id, on_both, seconds, users};
 use crate::{
@@ -13,8 +15,7 @@ use crate::{
     store::{
         audit,
         conn::on,
-        idempotency::{self, NewRecord},
-        janitor,
+        idempotency, janitor,
         schema::{audit_events, audit_origins},
         sessions::{self, NewSession},
         trust,
@@ -39,13 +40,13 @@ fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> Audit
     }
 }
 
-fn reply(
+fn record<'a>(
     caller: Option<UserId>,
-    request_id: uuid::Uuid,
-    body_mac: &[u8],
-    expires_at: jiff::Timestamp,
-) -> NewRecord<'_> {
-    NewRecord {
+    request_id: Uuid,
+    body_mac: &'a [u8],
+    expires_at: Timestamp,
+) -> idempotency::NewRecord<'a> {
+    idempotency::NewRecord {
         method: METHOD,
         caller,
         request_id,
@@ -120,28 +121,12 @@ on_both! {
         assert_eq!(left, (String::new(), String::new(), None));
     }
 
-    async fn what_is_remembered_of_a_person_goes_with_them(db) {
-        let (ana, bob) = (db.user("ana").await, db.user("bob").await);
-        let until = db.now() + seconds(60);
-        let (of_ana, of_bob, other) = (id(), id(), id());
-        for (request, subject) in [(of_ana, Some(ana)), (of_bob, Some(bob)), (other, None)] {
-            let record = NewRecord { subject, ..reply(Some(bob), request, b"mac", until) };
-            db.write(async |tx| idempotency::insert(tx, &record).await).await;
-        }
-        db.write(async |tx| users::erase(tx, ana, db.now()).await).await;
-        let mut conn = db.read().await;
-        for (request, kept) in [(of_ana, false), (of_bob, true), (other, true)] {
-            let found = idempotency::find(&mut conn, METHOD, Some(bob), request, db.now()).await;
-            assert_eq!(found.unwrap().is_some(), kept);
-        }
-    }
-
     async fn rows_of_one_moment_are_more_than_one_batch(db) {
         let ana = db.user("ana").await;
         let until = db.now() + seconds(10);
         for _ in 0..5 {
             session(db, ana, 10).await;
-            let record = reply(None, id(), b"m", until);
+            let record = record(None, id(), b"m", until);
             db.write(async |tx| {
                 tx.announce(TrustChange::SigningKeys);
                 idempotency::insert(tx, &record).await
@@ -168,8 +153,10 @@ on_both! {
         let (request, caller) = (id(), UserId(id()));
         let until = db.now() + seconds(60);
         let insert = async |caller, mac: &[u8], until| {
-            let record = reply(caller, request, mac, until);
-            db.write(async |tx| idempotency::insert(tx, &record).await).await
+            db.write(async |tx| {
+                idempotency::insert(tx, &record(caller, request, mac, until)).await
+            })
+            .await
         };
         let find = async |caller| {
             let mut conn = db.read().await;
@@ -195,9 +182,8 @@ on_both! {
         for _ in 0..12 {
             let store = db.store.clone();
             racing.spawn(async move {
-                let record = reply(None, request, b"mac", until);
                 let insert = async |tx: &mut crate::store::Conn| {
-                    idempotency::insert(tx, &record).await
+                    idempotency::insert(tx, &record(None, request, b"mac", until)).await
                 };
                 store.write(&super::call(), insert).await.unwrap().value
             });
@@ -234,8 +220,11 @@ on_both! {
         assert!(sessions::get(&mut db.read().await, live, db.now()).await.unwrap().is_some());
         for life in [1, 2, 3, 500] {
             let until = db.now() + seconds(life);
-            let record = reply(None, id(), b"m", until);
-            db.write(async |tx| idempotency::insert(tx, &record).await).await;
+            let request = id();
+            db.write(async |tx| {
+                idempotency::insert(tx, &record(None, request, b"mac", until)).await
+            })
+            .await;
         }
         db.clock.pass(seconds(10));
         assert_eq!(oldest().await, Some(db.now() - seconds(9)));
