@@ -54,6 +54,15 @@ pub struct Progress {
     pub rotated_at: Timestamp,
 }
 
+/// A time in which this node had no answer from the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outage {
+    /// When the database was first missed.
+    pub lost_at: Timestamp,
+    /// When it answered again.
+    pub recovered_at: Timestamp,
+}
+
 /// What a presented refresh token of a live session means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presented {
@@ -68,20 +77,25 @@ pub enum Presented {
 }
 
 impl Progress {
-    /// Judges a token of generation `presented`. The grace counts from the
-    /// later of the last rotation and `recovered_at`, this node's last
-    /// database recovery: during an outage nobody could have retried.
+    /// Judges a token of generation `presented`. The grace counts from the last
+    /// rotation, or anew from the end of this node's last outage if that began
+    /// within it: during an outage nobody could have retried.
     pub fn judge(
         &self,
         presented: i64,
         now: Timestamp,
-        recovered_at: Option<Timestamp>,
+        outage: Option<Outage>,
         grace: SignedDuration,
     ) -> Presented {
         if presented >= self.generation {
             return Presented::Current;
         }
-        let from = recovered_at.map_or(self.rotated_at, |at| at.max(self.rotated_at));
+        let from = match outage {
+            Some(outage) if outage.lost_at <= self.rotated_at + grace => {
+                outage.recovered_at.max(self.rotated_at)
+            }
+            _ => self.rotated_at,
+        };
         if presented == self.generation - 1 && now <= from + grace {
             Presented::Replayed
         } else {
@@ -102,14 +116,23 @@ mod tests {
             generation: 5,
             rotated_at: at(0),
         };
-        let judge = |presented, now, recovered: Option<i64>| {
-            row.judge(presented, at(now), recovered.map(at), grace)
+        let judge = |presented, now, outage: Option<(i64, i64)>| {
+            let outage = outage.map(|(lost, recovered)| Outage {
+                lost_at: at(lost),
+                recovered_at: at(recovered),
+            });
+            row.judge(presented, at(now), outage, grace)
         };
         assert_eq!(judge(5, 9_999, None), Presented::Current);
         assert_eq!(judge(6, 0, None), Presented::Current);
         assert_eq!(judge(4, 30, None), Presented::Replayed);
         assert_eq!(judge(4, 31, None), Presented::Stolen);
-        assert_eq!(judge(4, 100, Some(90)), Presented::Replayed);
-        assert_eq!(judge(3, 0, Some(0)), Presented::Stolen);
+        assert_eq!(judge(4, 120, Some((30, 90))), Presented::Replayed);
+        assert_eq!(judge(4, 121, Some((30, 90))), Presented::Stolen);
+        // The grace was over before the outage: it does not come back.
+        assert_eq!(judge(4, 100, Some((31, 90))), Presented::Stolen);
+        // An outage before the rotation takes nothing from it.
+        assert_eq!(judge(4, 30, Some((-90, -60))), Presented::Replayed);
+        assert_eq!(judge(3, 0, Some((0, 0))), Presented::Stolen);
     }
 }

@@ -70,18 +70,31 @@ impl Janitor {
         }
     }
 
-    /// One round; stops between batches when told to.
+    /// One round; stops between batches when told to. A kind that fails keeps
+    /// no other from being swept; the first error is returned.
     pub async fn sweep(&self, shutdown: &CancellationToken) -> Result<()> {
         let now = self.core.now();
+        let mut outcome = Ok(());
         for kind in [Expired::Sessions, Expired::Requests, Expired::TrustEntries] {
-            while !shutdown.is_cancelled() && self.batch(kind, now).await? >= BATCH {}
+            outcome = outcome.and(self.sweep_kind(kind, now, shutdown).await);
         }
+        outcome?;
         let oldest = {
             let mut conn = self.core.store.read(&self.call).await?;
             janitor::oldest_dead(&mut conn, now).await?
         };
         let age = oldest.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
         metrics::gauge!("countersign_oldest_dead_row_seconds").set(age);
+        Ok(())
+    }
+
+    async fn sweep_kind(
+        &self,
+        kind: Expired,
+        now: Timestamp,
+        shutdown: &CancellationToken,
+    ) -> Result<()> {
+        while !shutdown.is_cancelled() && self.batch(kind, now).await? >= BATCH {}
         Ok(())
     }
 

@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     crypto::Verdict,
-    domain::{Call, Identifier, Password, SessionId, UserId, UserStatus, audit::Action},
+    domain::{
+        Call, Identifier, Password, SessionId, UserId, UserStatus, audit::Action,
+        trust::TrustChange,
+    },
     error::{Reason, Result},
     store::{audit, roles, sessions, users},
 };
@@ -27,13 +30,15 @@ pub struct Login {
 
 /// Opens a session.
 ///
-/// The order matters. The lane's ticket comes first, so that a shed call costs
-/// no query; the connection is given back before the hash, so that waiting
-/// logins hold none; the session is opened only if the account is still active
-/// and its sessions have not been ended since the password was read, so that no
-/// login with an old password outlives its change.
+/// The order matters. A node without keys says so before it looks at anything;
+/// the lane's ticket comes next, so that a shed call costs no query; the
+/// connection is given back before the hash, so that waiting logins hold none;
+/// the session is opened only if nothing has ended the account's sessions since
+/// the password was checked, so that no login with an old password outlives its
+/// change.
 pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
     let audiences = token::audiences(core, wish.audiences)?;
+    let keys = core.keyring.keys()?;
     let ticket = core.lanes.ticket(call)?;
     let found = {
         let mut conn = core.store.read(call).await?;
@@ -51,7 +56,6 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
         (found, _) => return refuse(core, call, found.map(|account| account.user_id)).await,
     };
 
-    let keys = core.keyring.keys()?;
     let now = core.now();
     let lifetimes = core.policy.sessions.lifetimes();
     let session = sessions::NewSession {
@@ -68,12 +72,16 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
         expires_at: lifetimes.expiry(now, now),
         absolute_expires_at: now + lifetimes.absolute,
     };
+    let keep = core.policy.sessions.max_per_user();
     let opened = core
         .store
         .write(call, async |tx| {
             let Some(epoch) = sessions::open(tx, &session).await? else {
                 return Ok(None);
             };
+            for session_id in sessions::end_excess(tx, account.user_id, keep, now).await? {
+                tx.announce(TrustChange::SessionRevoked { session_id });
+            }
             if let (Some(new), Some(old)) = (&upgraded, &account.password)
                 && users::rehash(tx, account.user_id, old, new).await?
             {
@@ -90,6 +98,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
             Ok(Some((epoch, roles)))
         })
         .await?;
+    core.trust.reach(opened.seq).await?;
     let Some((epoch, roles)) = opened.value else {
         return refuse(core, call, Some(account.user_id)).await;
     };

@@ -128,7 +128,16 @@ async fn step(
     let lifetimes = core.policy.sessions.lifetimes();
     let expires_at = (now + lifetimes.idle).min(state.absolute_expires_at);
     let newest = keys.refresh.newest_id();
-    let advanced = sessions::advance(tx, id, presented.generation, newest, now, expires_at).await?;
+    let advanced = sessions::advance(
+        tx,
+        id,
+        presented.generation,
+        &state.binding,
+        newest,
+        now,
+        expires_at,
+    )
+    .await?;
     if let Some(row) = advanced {
         let roles = roles::of_user(tx, row.user_id).await?;
         return Ok(Outcome::Successor(Box::new(Successor {
@@ -155,8 +164,8 @@ async fn step(
         generation: state.generation,
         rotated_at: state.rotated_at,
     };
-    let recovered_at = core.store.recovered_at();
-    match progress.judge(presented.generation, now, recovered_at, lifetimes.grace) {
+    let outage = core.store.last_outage();
+    match progress.judge(presented.generation, now, outage, lifetimes.grace) {
         // The guarded update has just refused it: the session is ending.
         Presented::Current => Ok(Outcome::Refused),
         Presented::Replayed => {

@@ -1,11 +1,11 @@
-//! How long sessions live.
+//! How long sessions live, and how many an account may have.
 
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::session::Lifetimes;
 
-/// Settings of sessions; all in seconds.
+/// Settings of sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -15,6 +15,8 @@ pub struct Config {
     pub absolute_seconds: u32,
     /// How long a replayed refresh token still gets its successor.
     pub grace_seconds: u32,
+    /// The most live sessions of an account; a login beyond ends the oldest.
+    pub max_per_user: u32,
 }
 
 impl Default for Config {
@@ -23,6 +25,7 @@ impl Default for Config {
             idle_seconds: 7 * 24 * 3600,
             absolute_seconds: 30 * 24 * 3600,
             grace_seconds: 30,
+            max_per_user: 100,
         }
     }
 }
@@ -44,11 +47,19 @@ impl Config {
                     .to_owned(),
             );
         }
+        if self.max_per_user == 0 {
+            problems.push("sessions.max_per_user must be at least 1".to_owned());
+        }
         if problems.is_empty() {
             Ok(())
         } else {
             Err(problems)
         }
+    }
+
+    /// The most live sessions of an account.
+    pub fn max_per_user(&self) -> usize {
+        usize::try_from(self.max_per_user).unwrap_or(usize::MAX)
     }
 
     /// The settings as durations.

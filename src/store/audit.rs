@@ -86,12 +86,19 @@ pub async fn insert(conn: &mut Conn, event: &AuditEvent) -> Result<()> {
     // change of the account collides with it.
     on!(
         conn,
-        sqlite |c| origin.insert_into(audit_origins::table).into_columns(columns).execute(c),
-        postgres |c| origin
-            .for_key_share()
-            .insert_into(audit_origins::table)
-            .into_columns(columns)
-            .execute(c)
+        sqlite
+            | c
+            | origin
+                .insert_into(audit_origins::table)
+                .into_columns(columns)
+                .execute(c),
+        postgres
+            | c
+            | origin
+                .for_key_share()
+                .insert_into(audit_origins::table)
+                .into_columns(columns)
+                .execute(c)
     )?;
     Ok(())
 }

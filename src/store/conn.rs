@@ -80,6 +80,28 @@ pub(super) enum Failure {
     Lost(Error),
 }
 
+/// Messages of a database that works and in which somebody else was in the way.
+const BUSY: [&str; 3] = [
+    "is locked",
+    "canceling statement due to lock timeout",
+    "deadlock detected",
+];
+
+/// Messages of a database that does not work, or is another one by now.
+const LOST: [&str; 7] = [
+    "canceling statement due to statement timeout",
+    "terminating connection",
+    "the database system is",
+    "during recovery",
+    "Input/output error",
+    "disk I/O error",
+    "unable to open database file",
+];
+
+fn says(message: &str, parts: &[&str]) -> bool {
+    parts.iter().any(|part| message.contains(part))
+}
+
 /// Runs one query on whichever database the connection belongs to:
 /// `on!(conn, |c| users::table.find(id).first(c))`. The query is written
 /// without `.await`; the macro awaits it under the connection's gauge. Where one
@@ -87,7 +109,7 @@ pub(super) enum Failure {
 /// `on!(conn, sqlite |c| …, postgres |c| …)`.
 macro_rules! on {
     ($conn:expr, |$c:ident| $query:expr) => {
-        $crate::store::conn::on!($conn, sqlite |$c| $query, postgres |$c| $query)
+        $crate::store::conn::on!($conn, sqlite | $c | $query, postgres | $c | $query)
     };
     ($conn:expr, sqlite |$lite:ident| $on_sqlite:expr, postgres |$pg:ident| $on_postgres:expr) => {{
         let $crate::store::conn::Conn { link, gauge, .. } = &mut *$conn;
@@ -295,7 +317,7 @@ impl Gauge {
         self.health.answered();
     }
 
-    fn lose(&mut self) {
+    pub(super) fn lose(&mut self) {
         self.work = Work::Lost;
         self.health.lost();
         if let Some(permit) = self.permit.take() {
@@ -321,20 +343,17 @@ impl Failure {
         match kind {
             Kind::UniqueViolation => Self::Conflict,
             Kind::ForeignKeyViolation => Self::Reference,
-            Kind::NotNullViolation
-            | Kind::CheckViolation
-            | Kind::RestrictViolation
-            | Kind::ExclusionViolation
-            | Kind::ReadOnlyTransaction => Self::Refused(Error::internal(error)),
             Kind::SerializationFailure => Self::Refused(Health::busy().because(error)),
+            Kind::ClosedConnection | Kind::UnableToSendCommand => {
+                Self::Lost(health.unavailable().because(error))
+            }
             // Codes that diesel does not know by name come without their code.
-            _ if message.contains("is locked") || message.contains("deadlock detected") => {
-                Self::Refused(Health::busy().because(error))
+            Kind::Unknown if says(message, &BUSY) => Self::Refused(Health::busy().because(error)),
+            Kind::Unknown if says(message, &LOST) => {
+                Self::Lost(health.unavailable().because(error))
             }
-            _ if message.starts_with("attempt to write a readonly database") => {
-                Self::Refused(Error::internal(error))
-            }
-            _ => Self::Lost(health.unavailable().because(error)),
+            // It has answered, and the same query would fail again.
+            _ => Self::Refused(Error::internal(error)),
         }
     }
 }

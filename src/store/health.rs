@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 use countersign_verifier::Clock;
 use jiff::Timestamp;
 
-use crate::{breaker::Breaker, error::Error};
+use crate::{breaker::Breaker, domain::session::Outage, error::Error};
 
 /// Names the database in errors.
 const NAME: &str = "database";
@@ -24,9 +24,17 @@ const BUSY_RETRY: Duration = Duration::from_millis(100);
 pub(super) struct Health {
     pub(super) breaker: Breaker,
     pub(super) clock: Arc<dyn Clock>,
-    /// The last try found no database.
+    /// Nothing has answered since the start or since it was lost. Read alone, it
+    /// costs no lock.
     lost: AtomicBool,
-    recovered_at: Mutex<Option<Timestamp>>,
+    outages: Mutex<Outages>,
+}
+
+#[derive(Default)]
+struct Outages {
+    /// When the one that goes on was noticed.
+    lost_at: Option<Timestamp>,
+    last: Option<Outage>,
 }
 
 impl Health {
@@ -34,33 +42,48 @@ impl Health {
         Self {
             breaker,
             clock,
-            lost: AtomicBool::new(false),
-            recovered_at: Mutex::new(None),
+            lost: AtomicBool::new(true),
+            outages: Mutex::default(),
         }
     }
 
     /// The database did not answer.
     pub(super) fn lost(&self) {
-        self.lost.store(true, SeqCst);
+        let mut outages = self.outages();
+        // Whoever starts in an outage does not know since when it has lasted.
+        let unknown = self.lost.swap(true, SeqCst);
+        let since = if unknown {
+            Timestamp::MIN
+        } else {
+            self.clock.now()
+        };
+        outages.lost_at.get_or_insert(since);
+        drop(outages);
         metrics::counter!("countersign_database_lost_total").increment(1);
     }
 
     /// The database answered.
     pub(super) fn answered(&self) {
-        if self.lost.load(SeqCst) && self.lost.swap(false, SeqCst) {
-            *self.recovery() = Some(self.clock.now());
+        if !self.lost.load(SeqCst) {
+            return;
+        }
+        let mut outages = self.outages();
+        self.lost.store(false, SeqCst);
+        if let Some(lost_at) = outages.lost_at.take() {
+            outages.last = Some(Outage {
+                lost_at,
+                recovered_at: self.clock.now(),
+            });
         }
     }
 
-    /// When it last answered again after it had not.
-    pub(super) fn recovered_at(&self) -> Option<Timestamp> {
-        *self.recovery()
+    /// The last time in which it did not answer, once that is over.
+    pub(super) fn last_outage(&self) -> Option<Outage> {
+        self.outages().last
     }
 
-    fn recovery(&self) -> std::sync::MutexGuard<'_, Option<Timestamp>> {
-        self.recovered_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn outages(&self) -> MutexGuard<'_, Outages> {
+        self.outages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The error when it does not answer.

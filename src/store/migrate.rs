@@ -20,13 +20,14 @@ use super::{
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
-/// Locks out other processes that migrate; and, unlike queries, there is time.
+/// Locks out other processes that migrate. A node that is told to stop waits
+/// for no longer than this; migrating itself, unlike queries, has time.
 const POSTGRES_LOCK: &str = "SET statement_timeout = 0; \
-     SET lock_timeout = '60s'; \
+     SET lock_timeout = '9s'; \
      SELECT pg_advisory_lock(7233166413867938147)";
 const CONNECT: Duration = Duration::from_secs(5);
-const LOCK: Duration = Duration::from_secs(65);
-const SQLITE_LOCK: &str = "PRAGMA busy_timeout = 60000; PRAGMA foreign_keys = ON;";
+const LOCK: Duration = Duration::from_secs(10);
+const SQLITE_LOCK: &str = "PRAGMA busy_timeout = 9000; PRAGMA foreign_keys = ON;";
 
 /// A migration and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

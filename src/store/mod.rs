@@ -46,7 +46,6 @@ use std::{
 
 use countersign_verifier::Clock;
 use diesel::{RunQueryDsl as _, connection::SimpleConnection as _};
-use jiff::Timestamp;
 
 pub use self::{
     config::Config,
@@ -59,7 +58,7 @@ use self::{
 };
 use crate::{
     breaker::Breaker,
-    domain::{Call, Cost, Entropy},
+    domain::{Call, Cost, Entropy, session::Outage},
     error::{Error, Reason, Result},
 };
 
@@ -172,10 +171,10 @@ impl Store {
         matches!(self.0.pools, Pools::Postgres { .. })
     }
 
-    /// When this node last had an answer from the database after it had none;
-    /// None if it always had.
-    pub fn recovered_at(&self) -> Option<Timestamp> {
-        self.0.health.recovered_at()
+    /// The last time in which this node had no answer from the database, once
+    /// that is over; None if it always had.
+    pub fn last_outage(&self) -> Option<Outage> {
+        self.0.health.last_outage()
     }
 
     /// Whether the database answers, past the breaker, for its probe. Takes as
@@ -255,11 +254,11 @@ impl Store {
     ) -> Result<Conn> {
         let Inner { pools, health, .. } = &*self.0;
         let begun = Instant::now();
-        let link = tokio::time::timeout(limit, pools.get(side, limit)).await;
+        let link = pools.get(side, limit).await;
         let waited = begun.elapsed();
         cost.add_database(waited);
         metrics::histogram!("countersign_database_acquire_seconds").record(waited);
-        let unreachable = match link.unwrap_or(Err(Unreachable::Exhausted)) {
+        let unreachable = match link {
             Ok(link) => {
                 return Ok(Conn::new(
                     link,
@@ -272,13 +271,14 @@ impl Store {
             }
             Err(unreachable) => unreachable,
         };
-        if let Unreachable::Refused(_) = unreachable {
-            health.lost();
-        }
-        if limit == self.0.acquire
-            && let Some(permit) = permit
+        // A full pool or a caller's haste say nothing about the database.
+        if let Unreachable::Refused(_) = unreachable
+            && limit >= self.0.acquire
         {
-            permit.failure();
+            health.lost();
+            if let Some(permit) = permit {
+                permit.failure();
+            }
         }
         Err(health.unavailable().because(unreachable))
     }

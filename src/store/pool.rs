@@ -137,11 +137,28 @@ impl Pools {
         }
     }
 
-    /// Borrows a connection, waiting for at most `limit` for a free one, and as
-    /// long for a new one.
+    /// Borrows a connection, waiting for at most `limit`.
     pub(super) async fn get(&self, side: Side, limit: Duration) -> Result<Link, Unreachable> {
+        match self.borrow(side, Duration::ZERO, limit).await {
+            // Whoever waits may be left with too little time to make a
+            // connection, which is then no sign that none can be made.
+            Err(Unreachable::Exhausted) => {
+                tokio::time::timeout(limit, self.borrow(side, limit, limit))
+                    .await
+                    .unwrap_or(Err(Unreachable::Exhausted))
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn borrow(
+        &self,
+        side: Side,
+        wait: Duration,
+        limit: Duration,
+    ) -> Result<Link, Unreachable> {
         let timeouts = deadpool::managed::Timeouts {
-            wait: Some(limit),
+            wait: Some(wait),
             create: Some(limit),
             recycle: Some(limit),
         };
@@ -260,12 +277,16 @@ where
 fn session_settings(query: Duration) -> String {
     let query = query.as_millis();
     let idle = query * 4;
+    // Shorter than the statement's, so that a wait for somebody else's lock is
+    // told from a server that is too slow.
+    let lock = (query * 3 / 4).max(1);
     // The server's own bounds stand beside the client's: they end what a
     // client that is gone has left behind. Reads are refused writes here, as
     // on SQLite; transactions say READ WRITE.
     format!(
         "SET synchronous_commit = on; \
          SET statement_timeout = {query}; \
+         SET lock_timeout = {lock}; \
          SET idle_in_transaction_session_timeout = {idle}; \
          SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = on"

@@ -4,10 +4,7 @@
 //! active, and its epoch is not below the account's `min_session_epoch`. Every
 //! query that says "live" checks all of it in its own statement.
 
-use diesel::{
-    dsl::exists,
-    prelude::*,
-};
+use diesel::{dsl::exists, prelude::*};
 use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 
@@ -265,12 +262,14 @@ pub async fn state(conn: &mut Conn, id: SessionId) -> Result<Option<SessionState
 }
 
 /// Advances a live session from generation `from`, or from one below it whose
-/// successor a failover lost, to `from + 1`. None if it is dead or further on:
+/// successor a failover lost, to `from + 1`. None if it is dead, further on or
+/// no longer bound by `binding`, for which the caller has checked the token:
 /// [`state`] says which. Of any number of callers with one token, one succeeds.
 pub async fn advance(
     conn: &mut Conn,
     id: SessionId,
     from: i64,
+    binding: &[u8; 16],
     key_id: i32,
     now: Timestamp,
     expires_at: Timestamp,
@@ -285,6 +284,7 @@ pub async fn advance(
         sessions::table
             .filter(sessions::id.eq(Id::from(id)))
             .filter(sessions::generation.le(from))
+            .filter(sessions::binding.eq(binding.as_slice()))
             .filter(sessions::revoked_at.is_null())
             .filter(sessions::expires_at.gt(At(now)))
             .filter(exists(
@@ -312,7 +312,7 @@ pub async fn advance(
         user_epoch: user_epoch
             .ok_or_else(|| illegal("sessions", "user_id", row.id, "names no account"))?,
         key_id: row.key_id,
-        binding: binding(row.id, row.binding)?,
+        binding: *binding,
         created_at: row.created_at.0,
         expires_at: row.expires_at.0,
         client_id: row.client_id,
@@ -378,6 +378,38 @@ pub async fn renew(conn: &mut Conn, id: SessionId, renewal: &Renewal) -> Result<
     .returning(sessions::generation)
     .get_result(c))
     .optional()
+}
+
+/// Revokes the oldest live sessions of an account beyond the newest `keep`, and
+/// returns them.
+pub async fn end_excess(
+    conn: &mut Conn,
+    user: UserId,
+    keep: usize,
+    now: Timestamp,
+) -> Result<Vec<SessionId>> {
+    let keep = i64::try_from(keep).unwrap_or(i64::MAX);
+    let excess: Vec<Id> = on!(conn, |c| sessions::table
+        .inner_join(users::table)
+        .filter(sessions::user_id.eq(Id::from(user)))
+        .filter(live(now))
+        .order((sessions::created_at.desc(), sessions::id.desc()))
+        .offset(keep)
+        .select(sessions::id)
+        .load(c))?;
+    if excess.is_empty() {
+        return Ok(Vec::new());
+    }
+    let revoked: Vec<Id> = on!(conn, |c| diesel::update(
+        sessions::table
+            .filter(sessions::id.eq_any(excess))
+            .filter(sessions::revoked_at.is_null())
+            .filter(sessions::expires_at.gt(At(now)))
+    )
+    .set(sessions::revoked_at.eq(At(now)))
+    .returning(sessions::id)
+    .get_results(c))?;
+    Ok(revoked.into_iter().map(SessionId::from).collect())
 }
 
 /// A live session.

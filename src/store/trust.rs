@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    conn::{Conn, Outcome, on},
+    conn::{Conn, on},
+    pool::Lite,
     schema::{trust_head, trust_log},
     types::{At, Id, illegal},
 };
@@ -34,6 +35,9 @@ struct Row {
     min_epoch: Option<i64>,
     created_at: At,
 }
+
+/// Entries of one statement.
+const CHUNK: usize = 500;
 
 const SESSION_REVOKED: &str = "session_revoked";
 const USER_EPOCH: &str = "user_epoch";
@@ -136,6 +140,7 @@ pub(super) async fn append(
 ) -> Result<i64> {
     let count = i64::try_from(changes.len()).map_err(Error::internal)?;
     let nonce = Id(uuid::Builder::from_random_bytes(entropy.array()).into_uuid());
+    // Until COMMIT, everyone else who appends waits for this row.
     let head: i64 = on!(conn, |c| diesel::update(trust_head::table)
         .set((
             trust_head::seq.eq(trust_head::seq + count),
@@ -143,31 +148,47 @@ pub(super) async fn append(
         ))
         .returning(trust_head::seq)
         .get_result(c))?;
-    for (seq, change) in (head - count + 1..).zip(changes) {
-        let row = Row::new(seq, nonce, change, now);
-        on!(conn, |c| diesel::insert_into(trust_log::table)
-            .values(&row)
-            .execute(c))?;
+    let rows: Vec<Row> = (head - count + 1..)
+        .zip(changes)
+        .map(|(seq, change)| Row::new(seq, nonce, change, now))
+        .collect();
+    for rows in rows.chunks(CHUNK) {
+        on!(
+            conn,
+            sqlite | c | insert_each(c, rows),
+            postgres
+                | c
+                | diesel::insert_into(trust_log::table)
+                    .values(rows)
+                    .execute(c)
+        )?;
     }
     Ok(head)
 }
 
-/// Deletes up to about `limit` entries from before a time at which every token
+/// Many rows in one statement do not compile for SQLite, and are not needed:
+/// no network is between.
+async fn insert_each(conn: &mut Lite, rows: &[Row]) -> QueryResult<usize> {
+    for row in rows {
+        diesel::insert_into(trust_log::table)
+            .values(row)
+            .execute(conn)
+            .await?;
+    }
+    Ok(rows.len())
+}
+
+/// Deletes up to `limit` of the oldest entries from before a time at which every token
 /// that they speak of has expired.
 pub async fn prune(conn: &mut Conn, before: Timestamp, limit: i64) -> Result<usize> {
-    let end: Option<At> = on!(conn, |c| trust_log::table
+    let oldest: Vec<i64> = on!(conn, |c| trust_log::table
         .filter(trust_log::created_at.lt(At(before)))
-        .order(trust_log::created_at.asc())
-        .offset(limit - 1)
-        .limit(1)
-        .select(trust_log::created_at)
-        .first(c))
-    .optional()?;
-    let end = end.unwrap_or(At(before));
+        .order((trust_log::created_at.asc(), trust_log::seq.asc()))
+        .limit(limit)
+        .select(trust_log::seq)
+        .load(c))?;
     Ok(on!(conn, |c| diesel::delete(
-        trust_log::table
-            .filter(trust_log::created_at.lt(At(before)))
-            .filter(trust_log::created_at.le(end))
+        trust_log::table.filter(trust_log::seq.eq_any(oldest))
     )
     .execute(c))?)
 }

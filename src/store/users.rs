@@ -26,6 +26,9 @@ use crate::{
     error::{Error, Result},
 };
 
+/// Accounts that one statement changes, so that it stays within a query's time.
+const CHUNK: i64 = 1_000;
+
 /// An account to be.
 #[derive(Debug, Clone)]
 pub struct NewUser {
@@ -429,28 +432,46 @@ pub async fn bump_epoch(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<O
     .optional()
 }
 
-/// The same for everyone who holds a role.
+/// The same for everyone who holds a role. The rows are locked in the order of
+/// their ids, so that two roles with the same holders cannot be changed into a
+/// deadlock.
 pub async fn bump_epoch_of_role(
     conn: &mut Conn,
     role: RoleId,
     now: Timestamp,
 ) -> Result<Vec<(UserId, i64)>> {
-    let holders = user_roles::table
-        .filter(user_roles::role_id.eq(Id::from(role)))
-        .select(user_roles::user_id);
-    let raised: Vec<(Id, i64)> = on!(conn, |c| diesel::update(
-        users::table.filter(users::id.eq_any(holders))
-    )
-    .set((
-        users::epoch.eq(users::epoch + 1),
-        users::updated_at.eq(At(now))
-    ))
-    .returning((users::id, users::epoch))
-    .get_results(c))?;
-    Ok(raised
-        .into_iter()
-        .map(|(id, epoch)| (id.into(), epoch))
-        .collect())
+    let mut raised = Vec::new();
+    // No account has the nil id.
+    let mut last = Id(uuid::Uuid::nil());
+    loop {
+        let holders = users::table
+            .inner_join(user_roles::table)
+            .filter(user_roles::role_id.eq(Id::from(role)))
+            .filter(users::id.gt(last))
+            .order(users::id.asc())
+            .limit(CHUNK)
+            .select(users::id);
+        let chunk: Vec<Id> = on!(
+            conn,
+            sqlite | c | holders.load(c),
+            // An UPDATE alone would lock them in any order.
+            postgres | c | holders.for_no_key_update().load(c)
+        )?;
+        let Some(end) = chunk.last() else {
+            return Ok(raised);
+        };
+        last = *end;
+        let epochs: Vec<(Id, i64)> = on!(conn, |c| diesel::update(
+            users::table.filter(users::id.eq_any(chunk))
+        )
+        .set((
+            users::epoch.eq(users::epoch + 1),
+            users::updated_at.eq(At(now))
+        ))
+        .returning((users::id, users::epoch))
+        .get_results(c))?;
+        raised.extend(epochs.into_iter().map(|(id, epoch)| (id.into(), epoch)));
+    }
 }
 
 /// Locks the row until the transaction ends, so that what is read of the

@@ -458,7 +458,7 @@ async fn administration(walk: &mut Walk) {
         .list_users(filtered(OTHER_EMAIL, BAD_TOKEN))
         .await;
     walk.bad(reply);
-    for (email, good) in [(NEXT_EMAIL, true), (EMAIL, false)] {
+    for (email, is_free) in [(NEXT_EMAIL, true), (EMAIL, false)] {
         let user = v1::User {
             user_id: user_id.clone(),
             email: email.into(),
@@ -470,7 +470,7 @@ async fn administration(walk: &mut Walk) {
             update_mask: mask("email"),
         };
         let reply = admin.users.update_user(update).await;
-        if good {
+        if is_free {
             good(reply);
         } else {
             walk.bad(reply);

@@ -39,7 +39,7 @@ CREATE TABLE user_roles (
     role_id uuid NOT NULL REFERENCES roles (id),
     PRIMARY KEY (user_id, role_id)
 );
-CREATE INDEX user_roles_by_role ON user_roles (role_id);
+CREATE INDEX user_roles_by_role ON user_roles (role_id, user_id);
 
 -- Its permissions are those that the program knows.
 INSERT INTO roles (id, name, description, built_in, created_at, updated_at) VALUES (

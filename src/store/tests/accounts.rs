@@ -323,6 +323,27 @@ on_both! {
         assert!(!delete(staff.id).await);
     }
 
+    async fn a_role_of_very_many_is_changed_in_chunks(db) {
+        let staff = role(db, "staff", &[]).await;
+        db.write(async |tx| {
+            for n in 0..1_005 {
+                let user = super::new_user(&format!("user{n}"), db.now());
+                users::insert(tx, &user).await?;
+                roles::grant(tx, user.id, staff.id).await?;
+            }
+            Ok(())
+        })
+        .await;
+        let bob = db.user("bob").await;
+        let raised = db
+            .write(async |tx| users::bump_epoch_of_role(tx, staff.id, db.now()).await)
+            .await;
+        let holders: std::collections::BTreeMap<_, _> = raised.iter().copied().collect();
+        assert_eq!((raised.len(), holders.len()), (1_005, 1_005));
+        assert!(holders.values().all(|epoch| *epoch == 1));
+        assert!(!holders.contains_key(&bob));
+    }
+
     async fn who_locks_first_decides(db) {
         let (ana, bob) = (db.user("ana").await, db.user("bob").await);
         let staff = role(db, "staff", &[]).await;

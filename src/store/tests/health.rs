@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Database, call, id, new_user, on_both, postgres_url, seconds, server, slow, users};
 use crate::{
     breaker::State,
-    domain::UserId,
+    domain::{UserId, session::Outage},
     error::Reason,
     store::{Store, conn::on},
 };
@@ -45,17 +45,26 @@ on_both! {
     async fn a_recovery_is_noted_by_the_clock(db) {
         let store = quick(db).await;
         look(&store).await.unwrap();
-        assert_eq!(store.recovered_at(), None);
-        let mut conn = store.read(&call()).await.unwrap();
-        slow(&mut conn).await.unwrap_err();
-        drop(conn);
+        assert_eq!(store.last_outage(), None);
+        let lost_at = db.now();
+        for _ in 0..2 {
+            let mut conn = store.read(&call()).await.unwrap();
+            conn.gauge.lose();
+            db.clock.pass(seconds(30));
+            assert_eq!(store.last_outage(), None);
+        }
+        db.clock.pass(seconds(30));
+        look(&store).await.unwrap();
+        let outage = store.last_outage();
+        assert_eq!(outage, Some(Outage { lost_at, recovered_at: db.now() }));
         db.clock.pass(seconds(60));
         look(&store).await.unwrap();
-        let recovered = store.recovered_at();
-        assert_eq!(recovered, Some(db.now()));
-        db.clock.pass(seconds(60));
-        look(&store).await.unwrap();
-        assert_eq!(store.recovered_at(), recovered);
+        assert_eq!(store.last_outage(), outage);
+        // One that goes on when the node starts has begun nobody knows when.
+        let late = quick(db).await;
+        late.0.health.lost();
+        look(&late).await.unwrap();
+        assert_eq!(late.last_outage().unwrap().lost_at, jiff::Timestamp::MIN);
     }
 
     async fn failures_open_the_breaker_and_then_nothing_is_asked(db) {
@@ -85,11 +94,11 @@ on_both! {
             assert_eq!(outcome.unwrap_err().reason(), Reason::DependencyUnavailable);
         }
         assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-        assert!(store.breaker().is_open());
+        // It was never lost: nobody is refused, and nobody's grace is longer.
+        assert!(!store.breaker().is_open());
         drop(held);
-        // It was never lost: nobody's grace is longer for it.
-        store.ping().await.unwrap();
-        assert_eq!(store.recovered_at(), None);
+        look(&store).await.unwrap();
+        assert_eq!(store.last_outage(), None);
     }
 
     async fn a_short_deadline_says_nothing_about_the_database(db) {
@@ -127,9 +136,44 @@ on_both! {
             assert!(tokio::time::timeout(Duration::from_millis(30), query).await.is_err());
         }
         assert!(!store.breaker().is_open());
-        assert_eq!(store.recovered_at(), None);
+        assert_eq!(store.last_outage(), None);
         let mut conn = store.read(&call()).await.unwrap();
         assert!(users::get(&mut conn, bob).await.unwrap().is_some());
+    }
+
+    async fn a_query_that_cannot_be_done_is_an_answer(db) {
+        let sql = if db.is_postgres() {
+            // 22008, a timestamp out of range.
+            "SELECT timestamptz '294276-12-31' + interval '1 year'"
+        } else {
+            "SELECT abs(-9223372036854775807 - 1)"
+        };
+        for _ in 0..10 {
+            let mut conn = db.read().await;
+            let refused = super::run(&mut conn, sql).await;
+            assert_eq!(refused.unwrap_err().reason(), Reason::Internal);
+        }
+        assert!(!db.store.breaker().is_open());
+        assert_eq!(db.store.last_outage(), None);
+    }
+
+    async fn a_lock_of_others_says_nothing_about_the_database(db) {
+        let ana = db.user("ana").await;
+        let store = quick(db).await;
+        db.write(async |tx| {
+            users::lock(tx, ana).await?;
+            for _ in 0..5 {
+                let waiting = store
+                    .write(&call(), async |tx| users::bump_epoch(tx, ana, db.now()).await)
+                    .await;
+                let busy = waiting.unwrap_err();
+                assert_eq!(busy.reason(), Reason::DependencyUnavailable);
+            }
+            Ok(())
+        })
+        .await;
+        assert!(!store.breaker().is_open());
+        assert_eq!(store.last_outage(), None);
     }
 
     async fn queries_are_counted(db) {
@@ -172,8 +216,67 @@ mod alone {
             assert_eq!(outcome.unwrap_err().reason(), Reason::OutcomeUnknown);
             // The next call finds a good connection.
             look(&db.store).await.unwrap();
-            assert_eq!(db.store.recovered_at(), Some(db.now()));
+            assert!(db.store.last_outage().is_some());
             db.remove().await;
+        }
+
+        /// A server of this test alone.
+        struct Cluster(std::path::PathBuf);
+
+        impl Cluster {
+            fn script(&self, arguments: &[&str]) -> String {
+                let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/postgres");
+                let output = std::process::Command::new(script)
+                    .args(arguments)
+                    .arg(&self.0)
+                    .output()
+                    .unwrap();
+                String::from_utf8(output.stdout).unwrap().trim().to_owned()
+            }
+        }
+
+        impl Drop for Cluster {
+            fn drop(&mut self) {
+                self.script(&["remove"]);
+            }
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn a_server_that_is_stopped_opens_the_breaker() {
+            let name = format!("countersign-stopped-{}", std::process::id());
+            let cluster = Cluster(std::env::temp_dir().join(name));
+            let config = crate::store::Config {
+                url: cluster.script(&["start"]),
+                ..Default::default()
+            };
+            let clock = std::sync::Arc::new(super::super::super::TestClock(0.into()));
+            let store = super::super::super::open(&config, &clock).await;
+            let look = async |store: Store| {
+                store
+                    .read(&call())
+                    .await?
+                    .batch("SELECT 1")
+                    .await
+                    .map_err(Into::into)
+            };
+            look(store.clone()).await.unwrap();
+            cluster.script(&["signal", "STOP"]);
+            // More than the pool has: most wait for those that wait.
+            let mut waiting = tokio::task::JoinSet::new();
+            for _ in 0..30 {
+                let store = store.clone();
+                waiting.spawn(async move {
+                    let outcome: crate::error::Result<()> = look(store).await;
+                    outcome.unwrap_err().reason()
+                });
+            }
+            for reason in waiting.join_all().await {
+                assert_eq!(reason, Reason::DependencyUnavailable);
+            }
+            assert!(store.breaker().is_open());
+            cluster.script(&["signal", "CONT"]);
+            store.ping().await.unwrap();
+            assert!(store.last_outage().is_some());
         }
 
         /// Stands between the store and the server. Once frozen, the

@@ -10,6 +10,7 @@ use crate::{
     domain::{
         AuditEvent, SessionId, UserId,
         audit::{Action, Outcome},
+        trust::TrustChange,
     },
     store::{
         audit,
@@ -17,6 +18,7 @@ use crate::{
         idempotency, janitor,
         schema::{audit_events, audit_origins},
         sessions::{self, NewSession},
+        trust,
     },
 };
 
@@ -119,6 +121,34 @@ on_both! {
         })
         .unwrap();
         assert_eq!(left, (String::new(), String::new(), None));
+    }
+
+    async fn rows_of_one_moment_are_more_than_one_batch(db) {
+        let ana = db.user("ana").await;
+        let until = db.now() + seconds(10);
+        for _ in 0..5 {
+            session(db, ana, 10).await;
+            let record = record(None, id(), b"m", until);
+            db.write(async |tx| {
+                tx.announce(TrustChange::SigningKeys);
+                idempotency::insert(tx, &record).await
+            })
+            .await;
+        }
+        db.clock.pass(seconds(20));
+        let now = db.now();
+        for left in [2, 2, 1, 0] {
+            let deleted = db
+                .write(async |tx| {
+                    Ok([
+                        janitor::delete_dead_sessions(tx, now, 2).await?,
+                        janitor::delete_expired_idempotency(tx, now, 2).await?,
+                        trust::prune(tx, now, 2).await?,
+                    ])
+                })
+                .await;
+            assert_eq!(deleted, [left; 3]);
+        }
     }
 
     async fn a_reply_is_found_until_it_expires(db) {

@@ -23,6 +23,22 @@ on_both! {
         db.user("ana").await;
     }
 
+    async fn nobody_waits_long_for_others_who_migrate(db) {
+        let begun = std::time::Instant::now();
+        let refused = db
+            .write(async |tx| {
+                if db.is_postgres() {
+                    tx.batch("SELECT pg_advisory_xact_lock(7233166413867938147)").await?;
+                }
+                let slow = std::time::Duration::from_secs(20);
+                Ok(tokio::time::timeout(slow, db.store.migrate_up()).await)
+            })
+            .await;
+        let refused = refused.unwrap();
+        assert!(matches!(refused, Err(SetupError::Database(_))), "{refused:?}");
+        assert!(begun.elapsed() > std::time::Duration::from_secs(5));
+    }
+
     async fn a_newer_schema_is_refused(db) {
         db.write(async |tx| run(
             tx,

@@ -39,7 +39,7 @@ async fn open(db: &Database, user: UserId, epoch: i64) -> Option<SessionId> {
 async fn advance(store: &Store, id: SessionId, from: i64, now: Timestamp) -> Option<Advanced> {
     store
         .write(&call(), async |tx| {
-            sessions::advance(tx, id, from, 2, now, now + seconds(100)).await
+            sessions::advance(tx, id, from, &[7; 16], 2, now, now + seconds(100)).await
         })
         .await
         .unwrap()
@@ -104,6 +104,17 @@ on_both! {
         assert!(!sessions::state(&mut conn, id).await.unwrap().unwrap().is_live(db.now()));
     }
 
+    async fn a_change_of_roles_keeps_no_one_from_opening(db) {
+        let user = db.user("ana").await;
+        db.write(async |tx| users::bump_epoch(tx, user, db.now()).await).await;
+        let session = new_session(user, 0, db.now());
+        let epoch = db.write(async |tx| sessions::open(tx, &session).await).await;
+        // Tokens are minted in the account's epoch, and so is the session.
+        assert_eq!(epoch, Some(1));
+        let state = sessions::state(&mut db.read().await, session.id).await.unwrap().unwrap();
+        assert_eq!(state.epoch, 1);
+    }
+
     async fn it_advances_by_one(db) {
         let user = db.user("ana").await;
         let id = open(db, user, 0).await.unwrap();
@@ -158,7 +169,13 @@ on_both! {
         assert_eq!(renew(db, id).await, Some(1));
         let state = sessions::state(&mut db.read().await, id).await.unwrap().unwrap();
         assert_eq!((state.epoch, state.key_id, state.binding), (1, 3, [9; 16]));
-        assert_eq!(advance(&db.store, id, 1, db.now()).await.unwrap().user_epoch, 1);
+        // The token was checked before the change, and waited behind it.
+        assert_eq!(advance(&db.store, id, 1, db.now()).await, None);
+        let late = db.now() + seconds(100);
+        let bound = db
+            .write(async |tx| sessions::advance(tx, id, 1, &[9; 16], 2, db.now(), late).await)
+            .await;
+        assert_eq!(bound.unwrap().user_epoch, 1);
         db.write(async |tx| sessions::revoke(tx, id, db.now()).await).await;
         assert_eq!(renew(db, id).await, None);
         // Of a disabled account.
@@ -187,6 +204,36 @@ on_both! {
         let mut conn = db.read().await;
         assert!(sessions::get(&mut conn, other, db.now()).await.unwrap().is_some());
         assert!(sessions::get(&mut conn, ids[0], db.now()).await.unwrap().is_none());
+    }
+
+    async fn the_oldest_beyond_the_most_are_ended(db) {
+        let (ana, bob) = (db.user("ana").await, db.user("bob").await);
+        let mut ids = Vec::new();
+        for _ in 0..6 {
+            ids.push(open(db, ana, 0).await.unwrap());
+            open(db, bob, 0).await.unwrap();
+            db.clock.pass(seconds(1));
+        }
+        // The dead do not count.
+        db.write(async |tx| sessions::revoke(tx, ids[4], db.now()).await).await;
+        let end = async |keep| {
+            let mut ended = db
+                .write(async |tx| sessions::end_excess(tx, ana, keep, db.now()).await)
+                .await;
+            ended.sort();
+            ended
+        };
+        assert_eq!(end(5).await, []);
+        let mut oldest = ids[..3].to_vec();
+        oldest.sort();
+        assert_eq!(end(2).await, oldest);
+        assert_eq!(end(2).await, []);
+        let left = async |user| {
+            let listed = sessions::list(&mut db.read().await, user, db.now(), None, page(9)).await;
+            listed.unwrap().items.into_iter().map(|session| session.id).collect::<Vec<_>>()
+        };
+        assert_eq!(left(ana).await, [ids[5], ids[3]]);
+        assert_eq!(left(bob).await.len(), 6);
     }
 
     async fn lists_show_the_live_newest_first(db) {

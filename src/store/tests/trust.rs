@@ -71,6 +71,21 @@ on_both! {
         assert_ne!(nonce, head.1);
     }
 
+    async fn very_many_come_out_in_order(db) {
+        let changes: Vec<_> = (0..1_203).map(|_| revoked()).collect();
+        let written = db
+            .try_write(async |tx| {
+                changes.iter().for_each(|change| tx.announce(change.clone()));
+                Ok(())
+            })
+            .await
+            .unwrap();
+        assert_eq!(written.seq, Some(1_203));
+        let entries = trust::since(&mut db.read().await, 0, 9_999).await.unwrap();
+        assert!(entries.iter().map(|e| &e.change).eq(&changes));
+        assert_eq!(entries.last().unwrap().seq, 1_203);
+    }
+
     async fn what_is_taken_back_is_not_announced(db) {
         db.try_write(async |tx| {
             tx.announce(revoked());
