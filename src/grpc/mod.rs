@@ -13,6 +13,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use countersign_proto::{FILE_DESCRIPTOR_SET, v1};
 use countersign_verifier::Verifier;
 use tonic::{Extensions, Request, service::Routes};
+use tonic_reflection::pb;
 
 use crate::{
     domain::{
@@ -105,6 +106,10 @@ pub fn reflection(routes: Routes) -> Result<Routes> {
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            // Of itself a version would name only itself.
+            .register_encoded_file_descriptor_set(pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(pb::v1alpha::FILE_DESCRIPTOR_SET)
+            .include_reflection_service(false)
     };
     let v1 = builder().build_v1().map_err(Error::internal)?;
     let v1alpha = builder().build_v1alpha().map_err(Error::internal)?;

@@ -85,10 +85,13 @@ impl Store {
             }
             Pools::Postgres { connector, .. } => {
                 // Bounded: a server may accept connections and say nothing.
-                let mut connection = timeout(CONNECT, connector.connect(""))
-                    .await
-                    .map_err(SetupError::database)?
-                    .map_err(SetupError::database)?;
+                let connected = match timeout(CONNECT, connector.connect("")).await {
+                    Ok(connected) => connected.map_err(SetupError::database),
+                    Err(late) => Err(SetupError::database(late)),
+                };
+                // A process that starts in an outage must know of it when it
+                // is over, as one that ran before does.
+                let mut connection = connected.inspect_err(|_| self.0.health.lost())?;
                 timeout(LOCK, connection.batch_execute(POSTGRES_LOCK))
                     .await
                     .map_err(SetupError::database)??;

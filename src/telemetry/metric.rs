@@ -99,7 +99,7 @@ pub const METRICS: &[Metric] = &[
     metric(
         "countersign_hash_shed_total",
         Kind::Counter,
-        &[],
+        &["cause"],
         "Calls refused because the hash queue was full, or too long for their deadline",
     ),
     metric(
@@ -118,7 +118,8 @@ pub const METRICS: &[Metric] = &[
         "countersign_refused_total",
         Kind::Counter,
         &["by", "kind"],
-        "Calls refused by a limit: concurrency (kind: class of call) or rate (kind: limit)",
+        "Calls refused by a limit: concurrency, of all or of one peer (concurrency_of_peer) (kind: \
+         class of call), rate (kind: limit) or memory (kind: arriving)",
     ),
     metric(
         "countersign_request_seconds",
