@@ -4,7 +4,10 @@
 //! active, and its epoch is not below the account's `min_session_epoch`. Every
 //! query that says "live" checks all of it in its own statement.
 
-use diesel::{dsl::exists, prelude::*};
+use diesel::{
+    dsl::exists,
+    prelude::*,
+};
 use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 

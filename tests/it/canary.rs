@@ -74,7 +74,8 @@ impl Secrets {
     fn add(&mut self, secret: &[u8]) {
         assert!(secret.len() >= PIECE, "too short to be known again");
         self.add_text(secret);
-        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = secret.iter().map(|byte| format!("{byte:02x}"));
+        let hex = hex.collect::<Vec<_>>().concat();
         self.add_text(hex.as_bytes());
         self.add_text(hex.to_uppercase().as_bytes());
         let numbers = secret.iter().take(12).map(u8::to_string);
@@ -136,12 +137,6 @@ struct Walk {
 }
 
 impl Walk {
-    /// The answer of a call that must succeed.
-    #[track_caller]
-    fn good<T>(&mut self, result: Result<Response<T>, Status>) -> T {
-        result.expect("succeeds").into_inner()
-    }
-
     /// Keeps what a call that must fail was answered.
     #[track_caller]
     fn bad<T: std::fmt::Debug>(&mut self, result: Result<Response<T>, Status>) {
@@ -169,11 +164,17 @@ impl Walk {
             audiences: vec![],
         };
         let reply = self.nobody.auth.login(request).await;
-        let Some(v1::login_response::Result::Tokens(pair)) = self.good(reply).result else {
+        let Some(v1::login_response::Result::Tokens(pair)) = good(reply).result else {
             panic!("no tokens")
         };
         (self.holding(&pair), pair)
     }
+}
+
+/// The answer of a call that must succeed.
+#[track_caller]
+fn good<T>(result: Result<Response<T>, Status>) -> T {
+    result.expect("succeeds").into_inner()
 }
 
 fn register(email: &str, password: &str) -> v1::RegisterRequest {
@@ -200,7 +201,9 @@ on_both! {
         program.succeed(&create, PASSWORD);
         let server = program.serve("server").await;
         let mut secrets = Secrets::default();
-        KNOWN.iter().for_each(|secret| secrets.add(secret.as_bytes()));
+        for secret in KNOWN {
+            secrets.add(secret.as_bytes());
+        }
         let raw_key: Vec<u8> = MASTER_KEY
             .as_bytes()
             .chunks(2)
@@ -237,10 +240,11 @@ on_both! {
 }
 
 /// What people do with their own accounts.
+#[expect(clippy::too_many_lines, reason = "one walk, step by step")]
 async fn people(walk: &mut Walk) {
     let mut nobody = walk.nobody.clone();
     let reply = nobody.auth.register(register(EMAIL, PASSWORD)).await;
-    walk.good(reply);
+    good(reply);
     let reply = nobody.auth.register(register(EMAIL, PASSWORD)).await;
     walk.bad(reply);
     // A taken username, and fields that break their rules.
@@ -271,7 +275,7 @@ async fn people(walk: &mut Walk) {
     }
     let (mut ana, pair) = walk.login(EMAIL, PASSWORD).await;
     let reply = ana.auth.who_am_i(v1::WhoAmIRequest {}).await;
-    walk.good(reply);
+    good(reply);
 
     for token in [
         &pair.access_token,
@@ -284,7 +288,7 @@ async fn people(walk: &mut Walk) {
         };
         let reply = nobody.tokens.validate_token(request.clone()).await;
         if *token == pair.access_token {
-            walk.good(reply);
+            good(reply);
         } else {
             walk.bad(reply);
         }
@@ -292,10 +296,10 @@ async fn people(walk: &mut Walk) {
             items: vec![request],
         };
         let reply = nobody.tokens.validate_tokens(items).await;
-        walk.good(reply);
+        good(reply);
     }
     let reply = nobody.tokens.get_jwks(v1::GetJwksRequest {}).await;
-    walk.good(reply);
+    good(reply);
     let mut forger = walk.nobody.with_token(BAD_TOKEN);
     let reply = forger.auth.who_am_i(v1::WhoAmIRequest {}).await;
     walk.bad(reply);
@@ -305,7 +309,7 @@ async fn people(walk: &mut Walk) {
         audiences: vec![],
     };
     let reply = nobody.auth.refresh(refresh(&pair.refresh_token)).await;
-    let next = walk.good(reply).tokens.unwrap();
+    let next = good(reply).tokens.unwrap();
     walk.holding(&next);
     let reply = nobody.auth.refresh(refresh(BAD_REFRESH)).await;
     walk.bad(reply);
@@ -322,21 +326,21 @@ async fn people(walk: &mut Walk) {
         .auth
         .change_password(change(PASSWORD, NEXT_PASSWORD))
         .await;
-    let fresh = walk.good(reply).tokens.unwrap();
+    let fresh = good(reply).tokens.unwrap();
     let mut ana = walk.holding(&fresh);
     let reply = ana
         .sessions
         .list_sessions(v1::ListSessionsRequest::default())
         .await;
-    let sessions = walk.good(reply).sessions;
+    let sessions = good(reply).sessions;
     assert_eq!(sessions[0].device_name, DEVICE_NAME);
 
     // A stolen token, two generations old.
     let reply = nobody.auth.refresh(refresh(&fresh.refresh_token)).await;
-    let second = walk.good(reply).tokens.unwrap();
+    let second = good(reply).tokens.unwrap();
     walk.holding(&second);
     let reply = nobody.auth.refresh(refresh(&second.refresh_token)).await;
-    let third = walk.good(reply).tokens.unwrap();
+    let third = good(reply).tokens.unwrap();
     walk.holding(&third);
     let reply = nobody.auth.refresh(refresh(&fresh.refresh_token)).await;
     walk.bad(reply);
@@ -346,7 +350,7 @@ async fn people(walk: &mut Walk) {
         session_id: pair.session_id,
     };
     let reply = ana.sessions.revoke_session(revoke.clone()).await;
-    walk.good(reply);
+    good(reply);
     let reply = ana.sessions.revoke_session(revoke).await;
     walk.bad(reply);
     let (mut ana, _) = walk.login(EMAIL, NEXT_PASSWORD).await;
@@ -354,18 +358,19 @@ async fn people(walk: &mut Walk) {
         .sessions
         .revoke_all_sessions(v1::RevokeAllSessionsRequest::default())
         .await;
-    walk.good(reply);
+    good(reply);
     let (_, pair) = walk.login(EMAIL, NEXT_PASSWORD).await;
     let leave = |token: &str| v1::LogoutRequest {
         refresh_token: token.into(),
     };
     let reply = nobody.auth.logout(leave(&pair.refresh_token)).await;
-    walk.good(reply);
+    good(reply);
     let reply = nobody.auth.logout(leave(BAD_REFRESH)).await;
     walk.bad(reply);
 }
 
 /// What administrators do with the accounts of others.
+#[expect(clippy::too_many_lines, reason = "one walk, step by step")]
 async fn administration(walk: &mut Walk) {
     let (mut admin, _) = walk.login(ADMIN_EMAIL, PASSWORD).await;
     let role = v1::Role {
@@ -381,14 +386,14 @@ async fn administration(walk: &mut Walk) {
         request_id: String::new(),
     };
     let reply = admin.roles.create_role(create.clone()).await;
-    walk.good(reply);
+    good(reply);
     let reply = admin.roles.create_role(create).await;
     walk.bad(reply);
     let reply = admin
         .roles
         .list_roles(v1::ListRolesRequest::default())
         .await;
-    walk.good(reply);
+    good(reply);
     let all = v1::ListRolesRequest {
         page_token: BAD_TOKEN.into(),
         ..Default::default()
@@ -405,7 +410,7 @@ async fn administration(walk: &mut Walk) {
         update_mask: mask("description"),
     };
     let reply = admin.roles.update_role(update).await;
-    walk.good(reply);
+    good(reply);
 
     let create = v1::CreateUserRequest {
         email: OTHER_EMAIL.into(),
@@ -414,7 +419,7 @@ async fn administration(walk: &mut Walk) {
         ..Default::default()
     };
     let reply = admin.users.create_user(create.clone()).await;
-    let user_id = walk.good(reply).user.unwrap().user_id;
+    let user_id = good(reply).user.unwrap().user_id;
     let reply = admin.users.create_user(create).await;
     walk.bad(reply);
     let reply = admin
@@ -423,7 +428,7 @@ async fn administration(walk: &mut Walk) {
             user_id: user_id.clone(),
         })
         .await;
-    walk.good(reply);
+    good(reply);
     let reply = admin
         .users
         .get_user(v1::GetUserRequest {
@@ -435,7 +440,7 @@ async fn administration(walk: &mut Walk) {
         user_ids: vec![id.into()],
     };
     let reply = admin.users.batch_get_users(several(&user_id)).await;
-    walk.good(reply);
+    good(reply);
     let reply = admin.users.batch_get_users(several(BAD_TOKEN)).await;
     walk.bad(reply);
     let filtered = |prefix: &str, page_token: &str| v1::ListUsersRequest {
@@ -447,7 +452,7 @@ async fn administration(walk: &mut Walk) {
         page_size: 1,
     };
     let reply = admin.users.list_users(filtered(OTHER_EMAIL, "")).await;
-    walk.good(reply);
+    good(reply);
     let reply = admin
         .users
         .list_users(filtered(OTHER_EMAIL, BAD_TOKEN))
@@ -466,7 +471,7 @@ async fn administration(walk: &mut Walk) {
         };
         let reply = admin.users.update_user(update).await;
         if good {
-            walk.good(reply);
+            good(reply);
         } else {
             walk.bad(reply);
         }
@@ -476,7 +481,7 @@ async fn administration(walk: &mut Walk) {
         password: password.into(),
     };
     let reply = admin.users.set_password(set(SET_PASSWORD)).await;
-    walk.good(reply);
+    good(reply);
     let reply = admin
         .users
         .set_password(set(&WRONG_PASSWORD.repeat(20)))
@@ -487,7 +492,7 @@ async fn administration(walk: &mut Walk) {
         role: role.into(),
     };
     let reply = admin.users.grant_role(grant("keeper")).await;
-    walk.good(reply);
+    good(reply);
     let reply = admin.users.grant_role(grant(USERNAME)).await;
     walk.bad(reply);
     let revoke = v1::RevokeRoleRequest {
@@ -495,21 +500,21 @@ async fn administration(walk: &mut Walk) {
         role: "keeper".into(),
     };
     let reply = admin.users.revoke_role(revoke).await;
-    walk.good(reply);
+    good(reply);
     let reply = admin
         .roles
         .delete_role(v1::DeleteRoleRequest {
             name: "keeper".into(),
         })
         .await;
-    walk.good(reply);
+    good(reply);
     let reply = admin
         .users
         .disable_user(v1::DisableUserRequest {
             user_id: user_id.clone(),
         })
         .await;
-    walk.good(reply);
+    good(reply);
     let request = v1::LoginRequest {
         identifier: NEXT_EMAIL.into(),
         password: SET_PASSWORD.into(),
@@ -523,12 +528,12 @@ async fn administration(walk: &mut Walk) {
             user_id: user_id.clone(),
         })
         .await;
-    walk.good(reply);
+    good(reply);
     let reply = admin
         .users
         .delete_user(v1::DeleteUserRequest { user_id })
         .await;
-    walk.good(reply);
+    good(reply);
 }
 
 /// What is no request, is too large a one, or has no right to be made: of every

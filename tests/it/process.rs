@@ -322,6 +322,7 @@ mod on_sqlite_alone_as_it_is_about_its_file {
     }
 
     /// Each thing that production lacks, and the words that say how to mend it.
+    #[expect(clippy::too_many_lines, reason = "a table of what may be missing")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn production_refuses_to_start_until_nothing_is_missing() {
         let folder = Database::create(Kind::Sqlite).await;

@@ -78,11 +78,10 @@ async fn session(db: &Database, user: UserId, life: i64) -> SessionId {
         expires_at: now + seconds(life),
         absolute_expires_at: now + seconds(life),
     };
-    assert!(
-        db.write(async |tx| sessions::open(tx, &session).await)
-            .await
-            .is_some()
-    );
+    let opened = db
+        .write(async |tx| sessions::open(tx, &session).await)
+        .await;
+    assert!(opened.is_some());
     session.id
 }
 

@@ -327,7 +327,7 @@ pub fn settings(database: &Database) -> Config {
     config.database.url = database.url.clone();
     // One log for all tests of the process, for those that read it.
     config.telemetry.format = Format::Json;
-    config.telemetry.level = "info,countersign=trace".to_owned();
+    config.telemetry.level = "info,countersign=trace".into();
     config.hashing.memory_kib = 8;
     config.hashing.iterations = 1;
     config.hashing.lanes = 2;
