@@ -294,9 +294,15 @@ pub fn seal(headers: &mut HeaderMap, correlation_id: &CorrelationId) -> Option<S
         (reason, status)
     } else {
         let reason = reason_of_foreign(&status);
+        // The protocol wants this code for a compression that is not known
+        // (gRPC, "Compression").
+        let code = match status.code() {
+            Code::Unimplemented => Code::Unimplemented,
+            _ => code(reason),
+        };
         details.set_error_info(reason_name(reason), DOMAIN, HashMap::new());
         details.set_request_info(correlation_id.as_str(), "");
-        let status = Status::with_error_details(code(reason), message(reason), details);
+        let status = Status::with_error_details(code, message(reason), details);
         (reason_name(reason).to_owned(), status)
     };
     let pushback = headers.get(PUSHBACK).cloned();

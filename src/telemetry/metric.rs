@@ -118,7 +118,8 @@ pub const METRICS: &[Metric] = &[
         "countersign_refused_total",
         Kind::Counter,
         &["by", "kind"],
-        "Calls refused by a limit: concurrency (kind: class of call) or rate (kind: limit)",
+        "Calls refused by a limit: concurrency, of all or of one peer (concurrency_of_peer) (kind: \
+         class of call), rate (kind: limit) or memory (kind: arriving)",
     ),
     metric(
         "countersign_request_seconds",

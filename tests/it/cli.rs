@@ -169,7 +169,7 @@ on_both! {
 
     async fn check_config_shows_where_values_come_from_and_no_secret(program: Program) {
         let key = "f10e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f1";
-        fs::write(program.folder().join("countersign.toml"), "audiences = [\"orders\"]\n").unwrap();
+        fs::write(program.folder().join("countersign.toml"), "audiences = [\"orders\"]\nown_audience = \"orders\"\n").unwrap();
         let mut program = program.set("COUNTERSIGN_MASTER_KEY", key);
         if program.database.kind == Kind::Postgres {
             let mut url = url::Url::parse(&program.database.url).unwrap();

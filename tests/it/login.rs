@@ -320,6 +320,7 @@ on_both! {
     async fn tokens_are_for_the_audiences_asked_for(world: World) {
         let world = world.restarted(|config| {
             config.audiences = ["orders", "stock", "mail"].map(String::from).into();
+            config.own_audience = "orders".to_owned();
         }).await;
         let ana = world.person().await;
         let mut auth = world.anonymous().auth;

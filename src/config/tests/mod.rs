@@ -283,7 +283,7 @@ fn all_problems_are_found_at_once() {
     );
     for part in [
         "`hashing.lanes` (environment COUNTERSIGN_HASHING__LANES): must be a whole number",
-        "HS256",
+        "tokens.algorithm must be \"EdDSA\" or \"ES256\"",
         "`sessions.idle_seconds`",
         "`limits.trusted_proxies`",
         "`reflection` (environment COUNTERSIGN_REFLECTION): must be true or false",

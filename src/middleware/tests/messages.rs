@@ -162,6 +162,8 @@ async fn bytes_that_are_no_message_are_the_callers_fault() {
     let mint = Mint::new();
     let service = stack(Routes::new(HealthServer::new(health)), &Edge::parts(&mint));
     let invalid = (Code::InvalidArgument, Reason::InvalidRequest);
+    // As the protocol wants it.
+    let unknown = (Code::Unimplemented, Reason::InvalidRequest);
     let cases: &[(&str, &[u8], Option<&str>, _)] = &[
         ("nothing", b"", None, invalid),
         ("half a prefix", b"\0\0\0", None, invalid),
@@ -181,8 +183,8 @@ async fn bytes_that_are_no_message_are_the_callers_fault() {
             Some("identity"),
             invalid,
         ),
-        ("compressed by gzip", b"\x01\0\0\0\0", Some("gzip"), invalid),
-        ("compressed by what?", b"\0\0\0\0\0", Some("what"), invalid),
+        ("compressed by gzip", b"\x01\0\0\0\0", Some("gzip"), unknown),
+        ("compressed by what?", b"\0\0\0\0\0", Some("what"), unknown),
         ("no such flag", b"\x07\0\0\0\0", None, invalid),
         (
             "text that is not UTF-8",
