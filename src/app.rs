@@ -2,15 +2,16 @@
 //! background tasks, and at the end all of it is drained. The only place that
 //! spawns.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, panic::AssertUnwindSafe, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use countersign_verifier::{Clock, Policy as VerifierPolicy, SystemClock, Verifier};
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -21,7 +22,7 @@ use crate::{
     config::{Config, Loaded, data_dir},
     crypto::{Lanes, MasterKey, Sealer, SystemEntropy},
     domain::Entropy,
-    error::Error,
+    error::{Error, Result, chain},
     grpc::{self, Api, TokenApi},
     health::{Health, Readiness},
     http::SidePort,
@@ -35,8 +36,15 @@ use crate::{
 /// How often expired rows are looked for.
 const JANITOR_EVERY: Duration = Duration::from_secs(30);
 
+/// How often a start is looked at.
+const READY_POLL: Duration = Duration::from_millis(20);
+
 /// How long work may go on after the last connection has ended.
 const WORK_ENDS: Duration = Duration::from_secs(5);
+
+/// Signals that follow the first one within this time are the same wish: whoever
+/// signals a whole process group, as `timeout` does, may signal twice.
+const SAME_WISH: Duration = Duration::from_millis(500);
 
 /// What a test puts in the place of the system's.
 #[derive(Debug, Clone)]
@@ -103,11 +111,39 @@ pub struct Node {
     draining: CancellationToken,
     /// Cancelled when nothing runs any more: background tasks end.
     over: CancellationToken,
-    servers: TaskTracker,
+    /// Ends when the last connection has.
+    listener: TaskTracker,
     work: TaskTracker,
-    tasks: TaskTracker,
-    /// Why the node cannot go on.
-    fatal: watch::Receiver<Option<Arc<Error>>>,
+    tasks: Tasks,
+}
+
+/// What runs as long as the node, and why the node cannot go on if one of them
+/// fails. A task that died unnoticed would be worse than a node that ends: it
+/// would serve on and hear no revocation.
+#[derive(Debug)]
+struct Tasks {
+    tracker: TaskTracker,
+    failed: watch::Sender<Option<String>>,
+}
+
+impl Tasks {
+    fn spawn(
+        &self,
+        name: &'static str,
+        runtime: &Handle,
+        task: impl Future<Output = Result<()>> + Send + 'static,
+    ) {
+        let failed = self.failed.clone();
+        let watched = async move {
+            let why = match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => chain(&error),
+                Err(_) => "it panicked; the log says where".to_owned(),
+            };
+            failed.send_replace(Some(format!("{name} failed: {why}")));
+        };
+        self.tracker.spawn_on(watched, runtime);
+    }
 }
 
 impl Node {
@@ -140,7 +176,11 @@ impl Node {
         let listener = Listener::bind(&config.listen, Arc::clone(&entropy)).await?;
         let (address, http_address) = (listener.address().to_owned(), side_port.address()?);
 
-        let (servers, calls, tasks) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+        let calls = TaskTracker::new();
+        let tasks = Tasks {
+            tracker: TaskTracker::new(),
+            failed: watch::Sender::new(None),
+        };
         let (reporter, health) = tonic_health::server::health_reporter();
         let jwks_max_age = Duration::from_secs(config.http.jwks_max_age_seconds);
         let routes = TokenApi::new(Arc::clone(&verifier), jwks_max_age).routes(Routes::default());
@@ -157,6 +197,7 @@ impl Node {
                 clock,
                 entropy,
                 verifier: Arc::clone(&verifier),
+                audience: config.own_audience.clone(),
                 database: Some(breaker.clone()),
                 peer_limits: Arc::clone(&peer_limits),
                 access: access::ROWS,
@@ -164,34 +205,27 @@ impl Node {
                 traces_exported: config.telemetry.exports_traces(),
             },
         );
-        servers.spawn(listener.serve(stack, draining.clone()));
-        servers.spawn(side_port.serve(over.clone()));
-        tasks.spawn(Health::new(reporter, readiness, access::ROWS).run(over.clone()));
-        tasks.spawn(peer_limits.run(over.clone()));
+        let serving = Handle::current();
+        let connections = TaskTracker::new();
+        let listening = connections.track_future(listener.serve(stack, draining.clone()));
+        tasks.spawn("the listener", &serving, listening.map(Ok));
+        connections.close();
+        let until = over.clone();
+        tasks.spawn("the side port", &serving, side_port.serve(until).map(Ok));
+        let health = Health::new(reporter, readiness, access::ROWS).run(over.clone());
+        tasks.spawn("health", &serving, health.map(Ok));
+        let sweeping = peer_limits.run(over.clone());
+        tasks.spawn("the limits per peer", &serving, sweeping.map(Ok));
 
         let poll = Duration::from_millis(config.database.trust_poll_ms);
         let follower = Follower::new(Arc::clone(&core), Arc::clone(&verifier), poll);
-        let (failed, fatal) = watch::channel(None);
-        let until = over.clone();
-        tasks.spawn_on(
-            async move {
-                if let Err(error) = follower.run(until).await {
-                    failed.send_replace(Some(Arc::new(error)));
-                }
-            },
-            work,
-        );
-        tasks.spawn_on(
-            Janitor::new(Arc::clone(&core), JANITOR_EVERY).run(over.clone()),
-            work,
-        );
+        tasks.spawn("following the trust log", work, follower.run(over.clone()));
+        let janitor = Janitor::new(Arc::clone(&core), JANITOR_EVERY).run(over.clone());
+        tasks.spawn("the janitor", work, janitor.map(Ok));
         let (store, until) = (core.store.clone(), over.clone());
         let every = Duration::from_millis(config.database.breaker.probe_interval_ms);
-        tasks.spawn_on(
-            breaker.probe(async move || store.ping().await.is_ok(), every, until),
-            work,
-        );
-        servers.close();
+        let probe = breaker.probe(async move || store.ping().await.is_ok(), every, until);
+        tasks.spawn("probing the database", work, probe.map(Ok));
         Ok(Self {
             core,
             verifier,
@@ -199,10 +233,9 @@ impl Node {
             http_address,
             draining,
             over,
-            servers,
+            listener: connections,
             work: calls,
             tasks,
-            fatal,
         })
     }
 
@@ -223,55 +256,45 @@ impl Node {
 
     /// Waits until keys and revocations are loaded, so that tokens validate.
     pub async fn ready(&self) -> anyhow::Result<()> {
-        let mut fatal = self.fatal.clone();
-        loop {
-            if self.verifier.applied_seq().is_some() {
-                return Ok(());
+        let loaded = async {
+            while self.verifier.applied_seq().is_none() {
+                sleep(READY_POLL).await;
             }
-            if let Ok(Ok(_)) =
-                timeout(Duration::from_millis(20), fatal.wait_for(Option::is_some)).await
-            {
-                return Err(self.failure());
-            }
+        };
+        tokio::select! {
+            () = loaded => Ok(()),
+            failure = self.failed() => Err(failure),
         }
     }
 
     /// Waits until the node cannot go on, and returns why. While all is well
     /// that is never.
     pub async fn failed(&self) -> anyhow::Error {
-        let mut fatal = self.fatal.clone();
-        if fatal.wait_for(Option::is_some).await.is_err() {
-            // The task has ended well: the node is being stopped.
-            std::future::pending::<()>().await;
-        }
-        self.failure()
-    }
-
-    fn failure(&self) -> anyhow::Error {
-        match &*self.fatal.borrow() {
-            Some(error) => anyhow::anyhow!("{}", crate::error::chain(error.as_ref())),
-            None => anyhow::anyhow!("the node was stopped"),
+        let mut failed = self.tasks.failed.subscribe();
+        match failed.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(why)) => anyhow::anyhow!("{why}"),
+            // The sender is ours and lives as long as we do.
+            _ => std::future::pending().await,
         }
     }
 
     /// Drains: tells so, accepts nothing new, finishes what runs, ends.
     pub async fn stop(self) {
         self.draining.cancel();
-        // The side port goes on until the last call has ended, to say so.
-        let connections = async {
-            while self.servers.len() > 1 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        connections.await;
+        self.listener.wait().await;
         self.work.close();
         if timeout(WORK_ENDS, self.work.wait()).await.is_err() {
             tracing::warn!(calls = self.work.len(), "stopped while calls were running");
         }
+        // The side port has said until now that this node is draining.
         self.over.cancel();
-        self.servers.wait().await;
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.tasks.tracker.close();
+        if timeout(WORK_ENDS, self.tasks.tracker.wait()).await.is_err() {
+            tracing::warn!(
+                tasks = self.tasks.tracker.len(),
+                "stopped while tasks were running"
+            );
+        }
     }
 
     /// Ends at once and without waiting for anything, as a test that is over
@@ -306,9 +329,12 @@ pub async fn serve(
         tracing::warn!("{warning}");
     }
     let node = Node::start(&config, &prepared.master_key, seams, &telemetry, &work).await?;
-    node.tasks.spawn(telemetry.clone().run(node.over.clone()));
+    let serving = Handle::current();
+    let upkeep = telemetry.clone().run(node.over.clone());
+    node.tasks.spawn("the metrics", &serving, upkeep.map(Ok));
+    let hangups = telemetry.clone().follow_hangups(level, node.over.clone());
     node.tasks
-        .spawn(telemetry.clone().follow_hangups(level, node.over.clone()));
+        .spawn("the log level", &serving, hangups.map_err(Error::internal));
     tracing::info!(
         version = cli::VERSION,
         profile = config.profile.as_str(),
@@ -326,7 +352,7 @@ pub async fn serve(
     };
     let in_time = tokio::select! {
         () = node.stop() => true,
-        signal = stop.recv() => {
+        signal = stop.recv_again() => {
             tracing::warn!(signal, "ended at once");
             false
         }
@@ -359,5 +385,16 @@ impl StopSignals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+
+    /// A signal after the first one.
+    async fn recv_again(&mut self) -> &'static str {
+        let echoes = async {
+            loop {
+                self.recv().await;
+            }
+        };
+        let Err(_elapsed) = timeout(SAME_WISH, echoes).await;
+        self.recv().await
     }
 }

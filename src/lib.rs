@@ -1,5 +1,20 @@
 //! Countersign: the authentication service that internal microservices call
 //! over gRPC.
+//!
+//! The tour, from the outside in:
+//!
+//! - [`cli`] reads what was asked for, [`config`] the settings, and [`app`]
+//!   composes a node of them;
+//! - [`listen`] accepts connections and [`http`] is the side port;
+//! - [`middleware`] is everything that happens to a call before its handler:
+//!   one function lists the layers;
+//! - [`grpc`] turns messages into domain types and back;
+//! - [`service`] holds the rules;
+//! - [`store`] keeps rows, [`crypto`] keeps secrets;
+//! - [`domain`] says what things are, [`error`] what can go wrong.
+//!
+//! Whether a token is good is decided in the crate `countersign-verifier`, from
+//! memory. ARCHITECTURE.md walks three requests through all of it.
 
 pub mod app;
 pub mod breaker;

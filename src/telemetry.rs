@@ -22,9 +22,10 @@ use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry,
-    filter::{LevelFilter, Targets},
+    filter::{LevelFilter, Targets, filter_fn},
     fmt::{self, writer::BoxMakeWriter},
     layer::SubscriberExt as _,
     reload,
@@ -218,7 +219,7 @@ impl Telemetry {
         metric::describe();
         tracing_subscriber::registry()
             .with(filter)
-            .with(lines)
+            .with(lines.with_filter(filter_fn(is_harmless)))
             .with(spans)
             .try_init()
             .map_err(Error::Log)?;
@@ -293,6 +294,13 @@ fn filter(level: &str) -> Result<EnvFilter, Error> {
         level: level.to_owned(),
         source,
     })
+}
+
+/// Below `info` libraries write what they send: the driver of PostgreSQL the
+/// parameters of each statement, e-mail addresses and password hashes among
+/// them. No setting brings these lines out.
+fn is_harmless(line: &Metadata<'_>) -> bool {
+    *line.level() <= Level::INFO || line.target().starts_with(SERVICE)
 }
 
 fn exporter(config: &Config) -> Result<SdkTracerProvider, Error> {

@@ -25,6 +25,7 @@ use std::{
 use metrics::{counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tracing::Span;
 
 use super::argon2id::{
     self, Hasher, MOST_ITERATIONS, MOST_MEMORY_KIB, MOST_PARALLELISM, Stored, parameters,
@@ -88,7 +89,11 @@ pub enum Verdict {
     },
 }
 
-type Job = Box<dyn FnOnce(&mut Hasher) + Send>;
+/// What a lane does, and the call that it does it for.
+struct Job {
+    work: Box<dyn FnOnce(&mut Hasher) + Send>,
+    span: Span,
+}
 
 #[derive(Debug)]
 struct Queue {
@@ -182,7 +187,6 @@ impl Lanes {
         let receiver = Arc::new(Mutex::new(receiver));
         let work = Arc::default();
         let mean = Arc::default();
-        describe();
         for number in 0..lanes {
             let hasher = Hasher::new(params.clone(), Arc::clone(&work))?;
             let jobs = Arc::clone(&receiver);
@@ -291,16 +295,21 @@ impl Ticket {
         let Self { queue, place } = self;
         let (reply, answer) = oneshot::channel();
         let (deadline, cost) = (call.deadline, Arc::clone(&call.cost));
+        let presence = call.presence.clone();
         let mean = Arc::clone(&queue.mean);
         let queued = Instant::now();
-        let job: Job = Box::new(move |hasher| {
+        let work = Box::new(move |hasher: &mut Hasher| {
             // Given back when the job ends, also when it panics.
             let place = place;
             let begun = Instant::now();
             let wait = begun - queued;
             histogram!(WAIT_SECONDS).record(wait);
+            tracing::trace!("a lane begins");
             let outcome = if reply.is_closed() {
                 return;
+            } else if presence.has_ended() {
+                cost.add_hash(wait, Duration::ZERO);
+                Err(Error::new(Reason::Cancelled))
             } else if deadline.is_some_and(|deadline| deadline <= begun) {
                 cost.add_hash(wait, Duration::ZERO);
                 Err(Error::new(Reason::DeadlineExceeded))
@@ -316,9 +325,10 @@ impl Ticket {
             // A caller that has left meanwhile is no fault.
             let _ = reply.send(outcome);
         });
+        let span = Span::current();
         queue
             .jobs
-            .send(job)
+            .send(Job { work, span })
             .map_err(|_| Error::internal("the hash lanes have ended"))?;
         answer
             .await
@@ -330,9 +340,11 @@ impl Ticket {
 fn run(jobs: &Mutex<Receiver<Job>>, mut hasher: Hasher) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = job else { return };
+        let Ok(Job { work, span }) = job else { return };
+        // What is logged here belongs to the call, a panic included.
+        let _in_call = span.entered();
         // The memory is overwritten by the next hash, whatever state it is in.
-        if catch_unwind(AssertUnwindSafe(|| job(&mut hasher))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| work(&mut hasher))).is_err() {
             tracing::error!("a password hash panicked; the lane goes on");
         }
     }
@@ -365,23 +377,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         gauge!(DEPTH).decrement(1);
     }
-}
-
-fn describe() {
-    metrics::describe_gauge!(
-        DEPTH,
-        "Places taken for password hashing: held, waiting and running"
-    );
-    metrics::describe_counter!(
-        SHED,
-        "Calls refused because the hash queue was full, or too long for their deadline"
-    );
-    metrics::describe_histogram!(HASH_SECONDS, metrics::Unit::Seconds, "Time on a hash lane");
-    metrics::describe_histogram!(
-        WAIT_SECONDS,
-        metrics::Unit::Seconds,
-        "Time waiting for a hash lane"
-    );
 }
 
 #[cfg(test)]

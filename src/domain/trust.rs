@@ -40,3 +40,13 @@ pub struct TrustEntry {
     /// When; for people and for clearing away, never for a verdict.
     pub created_at: Timestamp,
 }
+
+impl TrustEntry {
+    /// Whether keys must be read again.
+    pub fn is_about_keys(&self) -> bool {
+        matches!(
+            self.change,
+            TrustChange::SigningKeys | TrustChange::SecretKeys
+        )
+    }
+}

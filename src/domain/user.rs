@@ -90,10 +90,7 @@ impl Metadata {
     /// Sets one label.
     pub fn set(&mut self, key: String, value: String) -> Result<(), Invalid> {
         Self::check_key(&key)?;
-        if value.len() > Self::MOST_BYTES {
-            return Err(Invalid::new("values must be at most 512 bytes"));
-        }
-        text::check(&value, Self::MOST_BYTES)?;
+        Self::check_value(&value)?;
         self.0.insert(key, value);
         if self.0.len() > Self::MOST {
             return Err(Invalid::new("must be at most 32 labels"));
@@ -114,6 +111,14 @@ impl Metadata {
             ));
         }
         Ok(())
+    }
+
+    /// Checks what a label says.
+    pub fn check_value(value: &str) -> Result<(), Invalid> {
+        if value.len() > Self::MOST_BYTES {
+            return Err(Invalid::new("values must be at most 512 bytes"));
+        }
+        text::check(value, Self::MOST_BYTES)
     }
 
     /// The labels by key.

@@ -3,6 +3,7 @@
 use countersign_proto::v1::{self, auth_service_server::AuthService};
 use prost::Message;
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 use super::{Api, convert};
 use crate::{
@@ -22,7 +23,7 @@ impl AuthService for Api {
         request: Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterResponse>, Status> {
         let read = |message: v1::RegisterRequest| {
-            let body = message.encode_to_vec();
+            let body = Zeroizing::new(message.encode_to_vec());
             let (wish, request_id) = convert::register(message)?;
             let encode = |user: &User| registered(user.clone()).encode_to_vec();
             Ok((

@@ -33,6 +33,9 @@ const MOST_AUDIENCES: usize = 16;
 /// The most paths of a field mask.
 const MOST_PATHS: usize = 40;
 
+/// The earliest timestamp, in seconds since 1970.
+const YEAR_1: i64 = -62_135_596_800;
+
 /// What a failed parse leaves behind once the violations have been reported.
 /// `finish` has returned them by then, so this is never seen.
 fn complete<T>(value: Option<T>) -> Result<T> {
@@ -47,9 +50,15 @@ pub(super) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 }
 
 fn moment(at: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>, Invalid> {
-    at.map(|at| Timestamp::new(at.seconds, at.nanos))
-        .transpose()
-        .map_err(|_| Invalid::new("must be a timestamp between the years 1 and 9999"))
+    // What google.protobuf.Timestamp allows. jiff goes back further than
+    // PostgreSQL does, which would fail the query.
+    at.map(|at| {
+        let legal = at.seconds >= YEAR_1 && (0..1_000_000_000).contains(&at.nanos);
+        let time = legal.then(|| Timestamp::new(at.seconds, at.nanos).ok());
+        time.flatten()
+            .ok_or_else(|| Invalid::new("must be a timestamp between the years 1 and 9999"))
+    })
+    .transpose()
 }
 
 pub(super) fn register(m: v1::RegisterRequest) -> Result<(Registration, Option<Uuid>)> {
@@ -237,9 +246,11 @@ pub(super) fn update_user(m: v1::UpdateUserRequest) -> Result<(UserId, UserChang
             other => match other.strip_prefix("metadata.") {
                 Some(key) => {
                     if v.check("update_mask", Metadata::check_key(key)).is_some() {
-                        change
-                            .labels
-                            .insert(key.to_owned(), wish.metadata.remove(key));
+                        let value = wish.metadata.remove(key);
+                        if let Some(value) = &value {
+                            v.check("user.metadata", Metadata::check_value(value));
+                        }
+                        change.labels.insert(key.to_owned(), value);
                     }
                 }
                 None => v.add(

@@ -13,9 +13,13 @@ use std::{future::Future, sync::Arc, time::Duration};
 use countersign_proto::{FILE_DESCRIPTOR_SET, v1};
 use countersign_verifier::Verifier;
 use tonic::{Extensions, Request, service::Routes};
+use tonic_reflection::pb;
 
 use crate::{
-    domain::Call,
+    domain::{
+        Call,
+        call::{BATCH_BYTES, MESSAGE_BYTES},
+    },
     error::{Error, Result},
     service::{Core, Work},
 };
@@ -42,17 +46,19 @@ impl Api {
 
     /// Adds the services to the routes.
     pub fn routes(self, routes: Routes) -> Routes {
+        use v1::{
+            auth_service_server::AuthServiceServer, role_service_server::RoleServiceServer,
+            session_service_server::SessionServiceServer, user_service_server::UserServiceServer,
+        };
+        let auth = AuthServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let user = UserServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let role = RoleServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let session = SessionServiceServer::new(self).max_decoding_message_size(MESSAGE_BYTES);
         routes
-            .add_service(v1::auth_service_server::AuthServiceServer::new(
-                self.clone(),
-            ))
-            .add_service(v1::user_service_server::UserServiceServer::new(
-                self.clone(),
-            ))
-            .add_service(v1::role_service_server::RoleServiceServer::new(
-                self.clone(),
-            ))
-            .add_service(v1::session_service_server::SessionServiceServer::new(self))
+            .add_service(auth)
+            .add_service(user)
+            .add_service(role)
+            .add_service(session)
     }
 
     /// Reads a request, does the work for it on the work runtime, and returns
@@ -86,7 +92,9 @@ impl TokenApi {
 
     /// Adds the service to the routes.
     pub fn routes(self, routes: Routes) -> Routes {
-        routes.add_service(v1::token_service_server::TokenServiceServer::new(self))
+        let token = v1::token_service_server::TokenServiceServer::new(self);
+        // Of the batch; the edge knows what the others may be.
+        routes.add_service(token.max_decoding_message_size(BATCH_BYTES))
     }
 }
 
@@ -98,6 +106,10 @@ pub fn reflection(routes: Routes) -> Result<Routes> {
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            // Of itself a version would name only itself.
+            .register_encoded_file_descriptor_set(pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(pb::v1alpha::FILE_DESCRIPTOR_SET)
+            .include_reflection_service(false)
     };
     let v1 = builder().build_v1().map_err(Error::internal)?;
     let v1alpha = builder().build_v1alpha().map_err(Error::internal)?;

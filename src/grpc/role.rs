@@ -3,6 +3,7 @@
 use countersign_proto::v1::{self, role_service_server::RoleService};
 use prost::Message;
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 use super::{Api, convert};
 use crate::{
@@ -21,7 +22,7 @@ impl RoleService for Api {
         request: Request<v1::CreateRoleRequest>,
     ) -> Result<Response<v1::CreateRoleResponse>, Status> {
         let read = |message: v1::CreateRoleRequest| {
-            let body = message.encode_to_vec();
+            let body = Zeroizing::new(message.encode_to_vec());
             let (wish, request_id) = convert::create_role(message)?;
             let encode = |role: &Role| created(role.clone()).encode_to_vec();
             Ok((

@@ -3,6 +3,7 @@
 use countersign_proto::v1::{self, user_service_server::UserService};
 use prost::Message;
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 use super::{Api, convert};
 use crate::{
@@ -21,7 +22,7 @@ impl UserService for Api {
         request: Request<v1::CreateUserRequest>,
     ) -> Result<Response<v1::CreateUserResponse>, Status> {
         let read = |message: v1::CreateUserRequest| {
-            let body = message.encode_to_vec();
+            let body = Zeroizing::new(message.encode_to_vec());
             let (wish, request_id) = convert::create_user(message)?;
             let encode = |user: &User| created(user.clone()).encode_to_vec();
             Ok((

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Core;
+use super::{Core, token};
 use crate::{
     domain::Call,
     error::Result,
@@ -87,7 +87,6 @@ impl Janitor {
 
     /// Deletes some rows and returns how many.
     async fn batch(&self, kind: Expired, now: Timestamp) -> Result<i64> {
-        let retention = self.core.policy.tokens.retention();
         let written = self
             .core
             .store
@@ -96,7 +95,7 @@ impl Janitor {
                 Expired::Requests => janitor::delete_expired_idempotency(tx, now, BATCH).await,
                 // Nodes that start read the log from its beginning: an entry
                 // goes twice as late as it might.
-                Expired::TrustEntries => trust::prune(tx, now - retention * 2, BATCH).await,
+                Expired::TrustEntries => trust::prune(tx, now - token::RETENTION * 2, BATCH).await,
             })
             .await?;
         Ok(i64::try_from(written.value).unwrap_or(BATCH))

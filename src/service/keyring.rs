@@ -40,6 +40,9 @@ pub struct Keys {
 pub struct Keyring {
     sealer: Sealer,
     keys: ArcSwapOption<Keys>,
+    /// Held while keys are read, so that an older reading never replaces a
+    /// newer one.
+    reading: tokio::sync::Mutex<()>,
     /// When an unknown key id was last looked for.
     looked: Mutex<Option<Instant>>,
 }
@@ -50,6 +53,7 @@ impl Keyring {
         Self {
             sealer,
             keys: ArcSwapOption::empty(),
+            reading: tokio::sync::Mutex::default(),
             looked: Mutex::new(None),
         }
     }
@@ -60,25 +64,22 @@ impl Keyring {
     }
 
     /// Reads all keys anew because a token names one that is not known. Anybody
-    /// can write such a token, so this asks the database once a second at most.
+    /// can write such a token, so this asks the database once a second at most;
+    /// within that second nothing is said about the token.
     pub(super) async fn look_again(&self, store: &Store, call: &Call) -> Result<Arc<Keys>> {
-        let due = {
+        {
             let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            let due = looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
-            if due {
-                *looked = Some(Instant::now());
+            if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+                return Err(Error::not_ready());
             }
-            due
-        };
-        if due {
-            self.reload(store, call).await
-        } else {
-            self.keys()
+            *looked = Some(Instant::now());
         }
+        self.reload(store, call).await
     }
 
     /// Reads all keys anew.
     pub async fn reload(&self, store: &Store, call: &Call) -> Result<Arc<Keys>> {
+        let _reading = self.reading.lock().await;
         let (pairs, secrets) = {
             let mut conn = store.read(call).await?;
             (

@@ -30,8 +30,8 @@ pub struct Login {
 /// The order matters. The lane's ticket comes first, so that a shed call costs
 /// no query; the connection is given back before the hash, so that waiting
 /// logins hold none; the session is opened only if the account is still active
-/// and in the epoch that the password was checked in, so that no login with an
-/// old password outlives its change.
+/// and its sessions have not been ended since the password was read, so that no
+/// login with an old password outlives its change.
 pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
     let audiences = token::audiences(core, wish.audiences)?;
     let ticket = core.lanes.ticket(call)?;
@@ -71,9 +71,9 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
     let opened = core
         .store
         .write(call, async |tx| {
-            if !sessions::open(tx, &session).await? {
+            let Some(epoch) = sessions::open(tx, &session).await? else {
                 return Ok(None);
-            }
+            };
             if let (Some(new), Some(old)) = (&upgraded, &account.password)
                 && users::rehash(tx, account.user_id, old, new).await?
             {
@@ -86,16 +86,17 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
                 .by(account.user_id)
                 .session(session.id);
             audit::insert(tx, &event).await?;
-            roles::of_user(tx, account.user_id).await.map(Some)
+            let roles = roles::of_user(tx, account.user_id).await?;
+            Ok(Some((epoch, roles)))
         })
         .await?;
-    let Some(roles) = opened.value else {
+    let Some((epoch, roles)) = opened.value else {
         return refuse(core, call, Some(account.user_id)).await;
     };
     let subject = Subject {
         user_id: account.user_id,
         session_id: session.id,
-        epoch: account.epoch,
+        epoch,
         roles,
         client_id: session.client_id,
         authenticated_at: now,

@@ -4,7 +4,7 @@ use super::{Core, record, refresh};
 use crate::{
     domain::{Call, audit::Action, trust::TrustChange},
     error::{Reason, Result},
-    service::token,
+    service::{token, trust},
     store::{audit, sessions},
 };
 
@@ -41,5 +41,8 @@ pub async fn logout(core: &Core, call: &Call, refresh_token: Option<&str>) -> Re
             Ok(())
         })
         .await?;
-    core.trust.reach(written.seq).await
+    match written.seq {
+        None => trust::reach_head(core, call).await,
+        seq => core.trust.reach(seq).await,
+    }
 }

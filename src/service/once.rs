@@ -1,12 +1,15 @@
 //! Idempotency (AIP-155): the same `request_id` with the same body has its
 //! effect once and gets the first answer again, for 24 hours.
 
+use std::fmt;
+
 use jiff::SignedDuration;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::Core;
 use crate::{
-    domain::Call,
+    domain::{Call, UserId},
     error::{Error, Reason, Result},
     store::{Conn, idempotency},
 };
@@ -15,16 +18,34 @@ use crate::{
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
 
 /// What the wire knows of a request that may be repeated.
-#[derive(Debug)]
 pub struct Repeatable<T> {
     /// The RPC's name.
     pub method: &'static str,
     /// The caller's id for the request; none means that it is not repeated.
     pub request_id: Option<Uuid>,
     /// The whole request in one form.
-    pub body: Vec<u8>,
+    pub body: Zeroizing<Vec<u8>>,
     /// Writes the answer that a repetition gets.
     pub encode: fn(&T) -> Vec<u8>,
+}
+
+/// The answer may hold personal data.
+impl<T> fmt::Debug for Made<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Now(_) => "Now(…)",
+            Self::Before(_) => "Before(…)",
+        })
+    }
+}
+
+/// The body may hold a password.
+impl<T> fmt::Debug for Repeatable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repeatable")
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<T> Repeatable<T> {
@@ -33,14 +54,13 @@ impl<T> Repeatable<T> {
         Self {
             method: "",
             request_id: None,
-            body: Vec::new(),
+            body: Zeroizing::default(),
             encode: |_| Vec::new(),
         }
     }
 }
 
 /// The answer to a request that may be repeated.
-#[derive(Debug)]
 pub enum Made<T> {
     /// It had its effect now.
     Now(T),
@@ -51,7 +71,7 @@ pub enum Made<T> {
 /// A request id that was not seen before, ready to be claimed.
 pub(super) struct Claim<T> {
     method: &'static str,
-    key: Option<(Uuid, [u8; 32])>,
+    key: Option<(Uuid, Zeroizing<Vec<u8>>)>,
     encode: fn(&T) -> Vec<u8>,
 }
 
@@ -74,10 +94,9 @@ pub(super) async fn earlier<T>(
             encode,
         }));
     };
-    let body_mac = core.keyring.keys()?.request.body_mac(method, &body);
     let claim = Claim {
         method,
-        key: Some((request_id, body_mac)),
+        key: Some((request_id, body)),
         encode,
     };
     let mut conn = core.store.read(call).await?;
@@ -90,28 +109,30 @@ pub(super) async fn earlier<T>(
 impl<T> Claim<T> {
     /// Writes the answer in the effect's transaction, before the effect. False
     /// if a racing call has done so: end the transaction and read its answer.
+    /// `subject` is the account that the answer names, with which it is erased.
     pub(super) async fn take(
         &self,
         core: &Core,
         call: &Call,
         tx: &mut Conn,
         made: &T,
+        subject: Option<UserId>,
     ) -> Result<bool> {
-        let Some((request_id, body_mac)) = &self.key else {
+        let Some((request_id, body)) = &self.key else {
             return Ok(true);
         };
+        let body_mac = core.keyring.keys()?.request.body_mac(self.method, body);
         let expires_at = core.clock.now() + KEPT;
-        let reply = (self.encode)(made);
-        idempotency::insert(
-            tx,
-            self.method,
-            call.user_id(),
-            *request_id,
-            body_mac,
-            &reply,
+        let record = idempotency::NewRecord {
+            method: self.method,
+            caller: call.user_id(),
+            request_id: *request_id,
+            body_mac: &body_mac,
+            reply: &(self.encode)(made),
+            subject,
             expires_at,
-        )
-        .await
+        };
+        idempotency::insert(tx, &record).await
     }
 
     /// The answer of the call that won the race.
@@ -123,13 +144,24 @@ impl<T> Claim<T> {
     }
 
     async fn answer(&self, core: &Core, call: &Call, conn: &mut Conn) -> Result<Option<Vec<u8>>> {
-        let Some((request_id, body_mac)) = &self.key else {
+        let Some((request_id, body)) = &self.key else {
             return Ok(None);
         };
+        let keys = core.keyring.keys()?;
         let now = core.clock.now();
         let found = idempotency::find(conn, self.method, call.user_id(), *request_id, now).await?;
         match found {
-            Some(record) if record.body_mac == body_mac => Ok(Some(record.reply)),
+            Some(record)
+                if keys
+                    .request
+                    .is_body_mac(self.method, body, &record.body_mac) =>
+            {
+                if record.reply.is_empty() {
+                    // What it was about has been erased.
+                    return Err(Reason::UserNotFound.into());
+                }
+                Ok(Some(record.reply))
+            }
             Some(_) => Err(Reason::RequestIdReused.into()),
             None => Ok(None),
         }

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     crypto::Verdict,
     domain::{
-        Call, Email, Password, UserId, Username, Violations, audit::Action, blocklist,
+        Call, Email, Password, UserId, UserStatus, Username, Violations, audit::Action, blocklist,
         trust::TrustChange,
     },
     error::{Error, Reason, Result},
@@ -48,6 +48,7 @@ pub async fn change(
 ) -> Result<TokenPair> {
     let user_id = authority::caller(call)?;
     let session_id = call.session_id().ok_or(Reason::CredentialsMissing)?;
+    let keys = core.keyring.keys()?;
     let (user, account) = {
         let mut conn = core.store.read(call).await?;
         let user = users::get(&mut conn, user_id).await?;
@@ -78,18 +79,19 @@ pub async fn change(
     }
     let hash = core.lanes.ticket(call)?.hash(new, call).await?;
 
-    let keys = core.keyring.keys()?;
     let now = core.now();
     let key_id = keys.refresh.newest_id();
     let binding = core.entropy.array();
     let written = core
         .store
         .write(call, async |tx| {
-            // The password that was checked must still be the one in force.
+            // The password that was checked must still be the one in force, and
+            // the session alive: a disabled account must not revive it.
             users::lock(tx, user_id).await?;
             let still = users::credentials_by_id(tx, user_id).await?;
-            if !still
-                .is_some_and(|now| now.epoch == account.epoch && now.password == account.password)
+            let session = sessions::state(tx, session_id).await?;
+            if still.is_none_or(|now| now.password != account.password)
+                || session.is_none_or(|s| s.user_id != user_id || !s.is_live(now))
             {
                 return Err(Reason::TokenInvalid.into());
             }
@@ -145,10 +147,15 @@ pub async fn change(
 pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> Result<()> {
     let user = {
         let mut conn = core.store.read(call).await?;
+        authority::outranked(&mut conn, call, user_id).await?;
         users::get(&mut conn, user_id)
             .await?
             .ok_or(Reason::UserNotFound)?
     };
+    // Again in the transaction; here so that a refusal costs no hash.
+    if user.status == UserStatus::Deleted {
+        return Err(Reason::UserNotFound.into());
+    }
     judge(new, "password", user.email.as_ref(), user.username.as_ref())?;
     let hash = core.lanes.ticket(call)?.hash(new, call).await?;
     let written = core

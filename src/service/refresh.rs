@@ -20,7 +20,7 @@ use crate::{
         session::{Presented, Progress},
         trust::TrustChange,
     },
-    error::Result,
+    error::{Error, Result},
     service::keyring::Keys,
     store::{
         Conn, audit, roles,
@@ -87,7 +87,8 @@ pub async fn refresh(
         core,
         &keys,
         &subject,
-        token.ok_or_else(token::refused)?,
+        // Another node made its key; this one has not heard of it yet.
+        token.ok_or_else(Error::not_ready)?,
         next.expires_at,
     )
 }

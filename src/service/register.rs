@@ -59,7 +59,7 @@ pub async fn register(
     let written = core
         .store
         .write(call, async |tx| {
-            if !claim.take(core, call, tx, &user).await? {
+            if !claim.take(core, call, tx, &user, Some(user.id)).await? {
                 return Ok(false);
             }
             insert(tx, &user, Some(hash)).await?;

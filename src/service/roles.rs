@@ -59,7 +59,7 @@ pub async fn create(
     let written = core
         .store
         .write(call, async |tx| {
-            if !claim.take(core, call, tx, &role).await? {
+            if !claim.take(core, call, tx, &role, None).await? {
                 return Ok(false);
             }
             if !roles::insert(tx, &role).await? {

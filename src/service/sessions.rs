@@ -79,6 +79,7 @@ pub async fn revoke_all(
                     .ok_or_else(|| Error::new(Reason::UserNotFound))?;
                 authority::outranked(tx, call, user_id).await?;
             }
+            users::lock(tx, user_id).await?;
             let revoked = sessions::revoke_all(tx, user_id, keep, core.now()).await?;
             for session_id in &revoked {
                 tx.announce(TrustChange::SessionRevoked {

@@ -14,6 +14,18 @@ use crate::{
     error::{Error, Reason, Result},
 };
 
+/// The longest life that can be set for access tokens.
+const MOST_ACCESS_SECONDS: u32 = 3_600;
+
+/// The largest leeway that can be set.
+const MOST_LEEWAY_SECONDS: u32 = 30;
+
+/// For how long a revocation is remembered: as long as any token may live under
+/// any settings, and a minute. Not under the settings in force: tokens minted
+/// before they were changed, or by a node with others, must stay revoked.
+pub(super) const RETENTION: SignedDuration =
+    SignedDuration::from_secs(MOST_ACCESS_SECONDS as i64 + MOST_LEEWAY_SECONDS as i64 + 60);
+
 /// Settings of access tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -44,10 +56,10 @@ impl Config {
         if self.algorithm().is_none() {
             problems.push("tokens.algorithm must be \"EdDSA\" or \"ES256\"".to_owned());
         }
-        if !(60..=3600).contains(&self.access_seconds) {
+        if !(60..=MOST_ACCESS_SECONDS).contains(&self.access_seconds) {
             problems.push("tokens.access_seconds must be 60 to 3600".to_owned());
         }
-        if self.leeway_seconds > 30 {
+        if self.leeway_seconds > MOST_LEEWAY_SECONDS {
             problems.push("tokens.leeway_seconds must be at most 30".to_owned());
         }
         if problems.is_empty() {
@@ -64,14 +76,6 @@ impl Config {
             "ES256" => Some(Algorithm::Es256),
             _ => None,
         }
-    }
-
-    /// For how long a revocation must be remembered: the largest access life,
-    /// the leeway, and a minute.
-    pub fn retention(&self) -> SignedDuration {
-        SignedDuration::from_secs(
-            i64::from(self.access_seconds) + i64::from(self.leeway_seconds) + 60,
-        )
     }
 }
 
@@ -152,7 +156,9 @@ pub(super) fn pair(
     let issued_at = now.as_second();
     let life = i64::from(core.policy.tokens.access_seconds);
     let jitter = i64::from(u16::from_le_bytes(core.entropy.array())) % (life / 20 + 1);
-    let expires_at = issued_at + life - jitter;
+    // No token outlives its session: a session that has expired is not revoked
+    // any more.
+    let expires_at = (issued_at + life - jitter).min(refresh_expires_at.as_second());
     let scope: BTreeSet<&str> = subject
         .roles
         .iter()
@@ -179,7 +185,7 @@ pub(super) fn pair(
         access_token: AccessToken(Zeroizing::new(keys.signer.sign(&claims)?)),
         expires_at: second(expires_at)?,
         // Early enough for a few retries, late enough to be worth it.
-        refresh_after: second(issued_at + (life - jitter) * 4 / 5)?,
+        refresh_after: second(issued_at + (expires_at - issued_at) * 4 / 5)?,
         refresh_token,
         refresh_expires_at,
         session_id: subject.session_id,

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Core, keyring};
+use super::{Core, keyring, token};
 use crate::{
     domain::{
         Call,
@@ -75,6 +75,16 @@ impl Trust {
     }
 }
 
+/// Waits until a change is in force here that had been made before: by another
+/// node, or by a call whose answer was lost. All that is committed is enough.
+pub(super) async fn reach_head(core: &Core, call: &Call) -> Result<()> {
+    let (head, _) = {
+        let mut conn = core.store.read(call).await?;
+        trust::head(&mut conn).await?
+    };
+    core.trust.reach(Some(head)).await
+}
+
 /// The task that follows the log.
 #[derive(Debug)]
 pub struct Follower {
@@ -100,14 +110,13 @@ impl Follower {
             seq: 0,
             nonce: Uuid::nil(),
         };
-        let prune_at = core.clock.now() + PRUNE_EVERY;
         Self {
             core,
             verifier,
             poll,
             call: Call::internal("trust-log"),
             cursor,
-            prune_at,
+            prune_at: Timestamp::UNIX_EPOCH,
         }
     }
 
@@ -117,31 +126,27 @@ impl Follower {
     /// cannot help: a schema newer than the binary, or a master key that does
     /// not open the keys.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<()> {
+        shutdown
+            .run_until_cancelled(self.follow_for_ever())
+            .await
+            .unwrap_or(Ok(()))
+    }
+
+    async fn follow_for_ever(&mut self) -> Result<()> {
         let mut quiet = false;
-        loop {
-            // Cut short at shutdown: the database may not answer for long.
-            let started = tokio::select! {
-                started = self.start() => started,
-                () = shutdown.cancelled() => return Ok(()),
-            };
-            match started {
-                Ok(()) => break,
-                Err(error) if error.reason() == Reason::Internal => return Err(error),
-                Err(error) => {
-                    if !quiet {
-                        let cause = crate::error::chain(&error);
-                        tracing::warn!(
-                            cause,
-                            "not ready: the database does not answer; trying again"
-                        );
-                    }
-                    quiet = true;
-                }
+        while let Err(error) = self.start().await {
+            if error.reason() == Reason::Internal {
+                return Err(error);
             }
-            tokio::select! {
-                () = sleep(self.poll) => {}
-                () = shutdown.cancelled() => return Ok(()),
+            if !quiet {
+                let cause = crate::error::chain(&error);
+                tracing::warn!(
+                    cause,
+                    "not ready: the database does not answer; trying again"
+                );
             }
+            quiet = true;
+            sleep(self.poll).await;
         }
         tracing::info!(
             seq = self.cursor.seq,
@@ -152,21 +157,19 @@ impl Follower {
             tokio::select! {
                 () = self.core.trust.wake.notified() => {}
                 () = sleep(self.poll) => {}
-                () = shutdown.cancelled() => return Ok(()),
             }
-            match self.follow().await {
-                Ok(()) => quiet = false,
-                Err(error) => {
-                    if !quiet {
-                        let cause = crate::error::chain(&error);
-                        tracing::warn!(
-                            cause,
-                            "the trust log cannot be read; going on with what is known"
-                        );
-                    }
-                    quiet = true;
-                }
+            let outcome = self.follow().await;
+            if let Err(error) = &outcome
+                && !quiet
+            {
+                let cause = crate::error::chain(error);
+                tracing::error!(
+                    cause,
+                    "the trust log cannot be read; going on with what is known"
+                );
             }
+            quiet = outcome.is_err();
+            self.prune();
         }
     }
 
@@ -225,20 +228,19 @@ impl Follower {
             let at = self.cursor;
             if head == at.seq && nonce == at.nonce {
                 self.verifier.heard_as_of(began);
-                self.prune();
                 return Ok(());
             }
             // One entry back, to see that it is still the one that we know.
             let entries = self.entries(at.seq - 1).await?;
-            let same_history = head > at.seq
-                && entries
-                    .first()
-                    .is_none_or(|e| e.seq != at.seq || e.nonce == at.nonce);
+            let goes_on = head > at.seq
+                && entries.first().is_some_and(|first| {
+                    (first.seq, first.nonce) == (at.seq, at.nonce) || first.seq == at.seq + 1
+                });
             let new: Vec<_> = entries
                 .into_iter()
                 .filter(|entry| entry.seq > at.seq)
                 .collect();
-            let Some(last) = new.last().filter(|_| same_history) else {
+            let Some(last) = new.last().filter(|_| goes_on) else {
                 // A restored backup; or what we lack has been cleared away, as
                 // no token that it speaks of lives any more.
                 tracing::warn!(
@@ -254,32 +256,27 @@ impl Follower {
                 seq: last.seq,
                 nonce: last.nonce,
             };
-            let keys_changed = new.iter().any(|entry| {
-                matches!(
-                    entry.change,
-                    TrustChange::SigningKeys | TrustChange::SecretKeys
-                )
-            });
-            let keys = if keys_changed {
-                Some(
-                    self.core
-                        .keyring
-                        .reload(&self.core.store, &self.call)
-                        .await?,
-                )
-            } else {
-                None
-            };
+            // Before the keys: one that does not open must keep no revocation
+            // from being heard.
             self.verifier.update(|state| {
                 for entry in &new {
                     self.apply(&mut state.revocations, entry);
                 }
-                if let Some(keys) = &keys {
-                    state.keys = keys.public.clone();
-                }
-                state.seq = cursor.seq;
             });
+            if new.iter().any(TrustEntry::is_about_keys) {
+                let keys = self
+                    .core
+                    .keyring
+                    .reload(&self.core.store, &self.call)
+                    .await?;
+                self.verifier
+                    .update(|state| state.keys = keys.public.clone());
+            }
+            self.verifier.update(|state| state.seq = cursor.seq);
             self.reached(cursor);
+            if cursor.seq >= head {
+                self.verifier.heard_as_of(began);
+            }
         }
     }
 
@@ -289,7 +286,7 @@ impl Follower {
     }
 
     fn apply(&self, revocations: &mut Revocations, entry: &TrustEntry) {
-        let keep_until = entry.created_at + self.core.policy.tokens.retention();
+        let keep_until = self.uptime() + token::RETENTION;
         match entry.change {
             TrustChange::SessionRevoked { session_id } => {
                 revocations.revoke_session(session_id.0, keep_until);
@@ -303,11 +300,18 @@ impl Follower {
 
     /// Forgets what has expired; looks at every entry, so not at every poll.
     fn prune(&mut self) {
-        let now = self.core.clock.now();
+        let now = self.uptime();
         if now >= self.prune_at {
             self.prune_at = now + PRUNE_EVERY;
             self.verifier.update(|state| state.revocations.prune(now));
         }
+    }
+
+    /// The monotonic clock as a timestamp: a wall clock that steps must not
+    /// make this node forget a revocation.
+    fn uptime(&self) -> Timestamp {
+        let uptime = SignedDuration::try_from(self.core.clock.monotonic());
+        Timestamp::UNIX_EPOCH + uptime.unwrap_or(SignedDuration::ZERO)
     }
 
     fn reached(&mut self, cursor: Cursor) {

@@ -6,7 +6,7 @@ use super::{
     Core, authority,
     once::{self, Made, Repeatable},
     page::{Listing, PageRequest, moment},
-    password, record, register,
+    password, record, register, trust,
 };
 use crate::{
     domain::{
@@ -73,7 +73,7 @@ pub async fn create(
     let written = core
         .store
         .write(call, async |tx| {
-            if !claim.take(core, call, tx, &user).await? {
+            if !claim.take(core, call, tx, &user, Some(user.id)).await? {
                 return Ok(false);
             }
             register::insert(tx, &user, hash).await?;
@@ -201,7 +201,8 @@ async fn save(tx: &mut Conn, user: &User, new_email: bool, new_username: bool) -
     match users::update(tx, user.id, &columns, user.updated_at).await? {
         users::Saved::Done => Ok(()),
         users::Saved::Gone => Err(Reason::UserNotFound.into()),
-        // Taken since we looked.
+        // Taken since we looked. The transaction is over, so which of two it was
+        // cannot be looked up; a repeated call will say.
         users::Saved::Conflict if new_email => Err(Reason::EmailTaken.into()),
         users::Saved::Conflict => Err(Reason::UsernameTaken.into()),
     }
@@ -293,7 +294,11 @@ pub async fn disable(core: &Core, call: &Call, user_id: UserId) -> Result<User> 
             .await
         })
         .await?;
-    core.trust.reach(written.seq).await?;
+    match written.seq {
+        // It was disabled before.
+        None => trust::reach_head(core, call).await?,
+        seq => core.trust.reach(seq).await?,
+    }
     Ok(written.value)
 }
 
@@ -347,21 +352,35 @@ pub async fn revoke(core: &Core, call: &Call, user_id: UserId, name: &RoleName) 
     let written = core
         .store
         .write(call, async |tx| {
-            authority::keeping_an_admin(tx, async |tx| {
-                let role = grantable(tx, call, name).await?;
-                users::lock(tx, user_id).await?;
-                let user = existing(tx, user_id).await?;
-                authority::outranked(tx, call, user_id).await?;
-                if !roles::revoke(tx, user_id, role.id).await? {
-                    return Ok(user);
-                }
-                role_changed(core, call, tx, user_id, &role, Action::RoleRevoked).await
-            })
-            .await
+            if name.is_admin() {
+                authority::keeping_an_admin(tx, async |tx| {
+                    take(core, call, tx, user_id, name).await
+                })
+                .await
+            } else {
+                take(core, call, tx, user_id, name).await
+            }
         })
         .await?;
     core.trust.reach(written.seq).await?;
     Ok(written.value)
+}
+
+async fn take(
+    core: &Core,
+    call: &Call,
+    tx: &mut Conn,
+    user_id: UserId,
+    name: &RoleName,
+) -> Result<User> {
+    let role = grantable(tx, call, name).await?;
+    users::lock(tx, user_id).await?;
+    let user = existing(tx, user_id).await?;
+    authority::outranked(tx, call, user_id).await?;
+    if !roles::revoke(tx, user_id, role.id).await? {
+        return Ok(user);
+    }
+    role_changed(core, call, tx, user_id, &role, Action::RoleRevoked).await
 }
 
 /// An account that is not a tombstone.

@@ -1,16 +1,19 @@
 //! The audit log. Events hold ids only; where a call came from is a row of its
 //! own, deleted with the person.
 
-use diesel::prelude::*;
+use diesel::{
+    prelude::*,
+    sql_types::{Nullable, Text},
+};
 use diesel_async::RunQueryDsl;
 
 use super::{
     conn::{Conn, on},
-    schema::{audit_events, audit_origins},
-    types::{At, Id},
+    schema::{audit_events, audit_origins, users},
+    types::{At, Id, Uuid},
 };
 use crate::{
-    domain::{AuditEvent, audit::Outcome},
+    domain::{AuditEvent, UserStatus, audit::Outcome},
     error::Result,
 };
 
@@ -26,15 +29,6 @@ struct EventRow<'a> {
     session_id: Option<Id>,
     role_id: Option<Id>,
     correlation_id: &'a str,
-}
-
-#[derive(Insertable)]
-#[diesel(table_name = audit_origins, treat_none_as_default_value = false)]
-struct OriginRow<'a> {
-    event_id: Id,
-    user_id: Option<Id>,
-    address: Option<String>,
-    user_agent: &'a str,
 }
 
 /// Records an event. Call it in the transaction of what it tells of.
@@ -59,15 +53,45 @@ pub async fn insert(conn: &mut Conn, event: &AuditEvent) -> Result<()> {
     if event.address.is_none() && event.user_agent.is_empty() {
         return Ok(());
     }
-    let origin = OriginRow {
-        event_id: Id(event.id),
-        // Who called, as far as that is known.
-        user_id: event.actor.or(event.subject).map(Id::from),
-        address: event.address.map(|address| address.to_string()),
-        user_agent: &event.user_agent,
+    let address = event.address.map(|address| address.to_string());
+    // Who called, as far as that is known.
+    let Some(user) = event.actor.or(event.subject) else {
+        on!(conn, |c| diesel::insert_into(audit_origins::table)
+            .values((
+                audit_origins::event_id.eq(Id(event.id)),
+                audit_origins::address.eq(address),
+                audit_origins::user_agent.eq(&event.user_agent),
+            ))
+            .execute(c))?;
+        return Ok(());
     };
-    on!(conn, |c| diesel::insert_into(audit_origins::table)
-        .values(&origin)
-        .execute(c))?;
+    // Nothing about a person who has been erased since the call began.
+    let origin = users::table
+        .filter(users::id.eq(Id::from(user)))
+        .filter(users::status.ne(UserStatus::Deleted.as_str()))
+        .select((
+            Id(event.id).into_sql::<Uuid>(),
+            users::id.nullable(),
+            address.into_sql::<Nullable<Text>>(),
+            event.user_agent.as_str().into_sql::<Text>(),
+        ));
+    let columns = (
+        audit_origins::event_id,
+        audit_origins::user_id,
+        audit_origins::address,
+        audit_origins::user_agent,
+    );
+    // On SQLite nobody else writes meanwhile. On PostgreSQL the lock makes an
+    // erasure that is under way be waited for, and one to come wait; no other
+    // change of the account collides with it.
+    on!(
+        conn,
+        sqlite |c| origin.insert_into(audit_origins::table).into_columns(columns).execute(c),
+        postgres |c| origin
+            .for_key_share()
+            .insert_into(audit_origins::table)
+            .into_columns(columns)
+            .execute(c)
+    )?;
     Ok(())
 }

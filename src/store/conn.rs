@@ -82,20 +82,25 @@ pub(super) enum Failure {
 
 /// Runs one query on whichever database the connection belongs to:
 /// `on!(conn, |c| users::table.find(id).first(c))`. The query is written
-/// without `.await`; the macro awaits it under the connection's gauge.
+/// without `.await`; the macro awaits it under the connection's gauge. Where one
+/// database needs what the other lacks, there is a query for each:
+/// `on!(conn, sqlite |c| …, postgres |c| …)`.
 macro_rules! on {
-    ($conn:expr, |$c:ident| $query:expr) => {{
+    ($conn:expr, |$c:ident| $query:expr) => {
+        $crate::store::conn::on!($conn, sqlite |$c| $query, postgres |$c| $query)
+    };
+    ($conn:expr, sqlite |$lite:ident| $on_sqlite:expr, postgres |$pg:ident| $on_postgres:expr) => {{
         let $crate::store::conn::Conn { link, gauge, .. } = &mut *$conn;
         match gauge.ready() {
             Err(lost) => Err(lost),
             Ok(()) => match link {
                 $crate::store::pool::Link::Sqlite(object) => {
-                    let $c: &mut $crate::store::pool::Lite = object;
-                    gauge.run($query).await
+                    let $lite: &mut $crate::store::pool::Lite = object;
+                    gauge.run($on_sqlite).await
                 }
                 $crate::store::pool::Link::Postgres(object) => {
-                    let $c: &mut $crate::store::pool::Pg = object;
-                    gauge.run($query).await
+                    let $pg: &mut $crate::store::pool::Pg = object;
+                    gauge.run($on_postgres).await
                 }
                 $crate::store::pool::Link::Closed => Err($crate::store::conn::Failure::closed()),
             },

@@ -18,8 +18,27 @@ use crate::{domain::UserId, error::Result};
 pub struct Record {
     /// A MAC over the whole request.
     pub body_mac: Vec<u8>,
-    /// The reply, encoded.
+    /// The reply, encoded; empty once the account that it named is erased.
     pub reply: Vec<u8>,
+}
+
+/// A reply to be.
+#[derive(Clone, Copy)]
+pub struct NewRecord<'a> {
+    /// The RPC's name.
+    pub method: &'a str,
+    /// Who calls; none for anonymous callers.
+    pub caller: Option<UserId>,
+    /// The caller's id for the request.
+    pub request_id: Uuid,
+    /// A MAC over the whole request.
+    pub body_mac: &'a [u8],
+    /// The reply, encoded; not empty.
+    pub reply: &'a [u8],
+    /// The account that the reply names.
+    pub subject: Option<UserId>,
+    /// When it is forgotten.
+    pub expires_at: Timestamp,
 }
 
 /// The nil UUID stands for anonymous callers: a key has no nulls.
@@ -48,31 +67,24 @@ pub async fn find(
 /// Records a reply, in the transaction of its effect. False if another call
 /// with the same id was faster: end the transaction with an error and
 /// [`find`] its reply.
-pub async fn insert(
-    conn: &mut Conn,
-    method: &str,
-    caller: Option<UserId>,
-    request_id: Uuid,
-    body_mac: &[u8],
-    reply: &[u8],
-    expires_at: Timestamp,
-) -> Result<bool> {
+pub async fn insert(conn: &mut Conn, record: &NewRecord<'_>) -> Result<bool> {
     // One that has expired and was not cleared away yet is in nobody's way.
     let now = conn.now();
     on!(conn, |c| diesel::delete(
         idempotency::table
-            .find((method, key(caller), Id(request_id)))
+            .find((record.method, key(record.caller), Id(record.request_id)))
             .filter(idempotency::expires_at.le(At(now)))
     )
     .execute(c))?;
     let inserted = on!(conn, |c| diesel::insert_into(idempotency::table)
         .values((
-            idempotency::method.eq(method),
-            idempotency::caller.eq(key(caller)),
-            idempotency::request_id.eq(Id(request_id)),
-            idempotency::body_mac.eq(body_mac),
-            idempotency::reply.eq(reply),
-            idempotency::expires_at.eq(At(expires_at)),
+            idempotency::method.eq(record.method),
+            idempotency::caller.eq(key(record.caller)),
+            idempotency::request_id.eq(Id(record.request_id)),
+            idempotency::body_mac.eq(record.body_mac),
+            idempotency::reply.eq(record.reply),
+            idempotency::subject.eq(record.subject.map(Id::from)),
+            idempotency::expires_at.eq(At(record.expires_at)),
         ))
         .on_conflict_do_nothing()
         .execute(c))?;
@@ -83,6 +95,15 @@ pub async fn insert(
 impl std::fmt::Debug for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Record")
+            .field("reply_bytes", &self.reply.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for NewRecord<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewRecord")
+            .field("method", &self.method)
             .field("reply_bytes", &self.reply.len())
             .finish_non_exhaustive()
     }

@@ -122,6 +122,7 @@ tables! {
         request_id -> Uuid,
         body_mac -> Binary,
         reply -> Binary,
+        subject -> Nullable<Uuid>,
         expires_at -> Instant,
     }
 }

@@ -7,7 +7,6 @@
 use diesel::{
     dsl::exists,
     prelude::*,
-    sql_types::{BigInt, Binary, Integer, Nullable, Text},
 };
 use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
@@ -15,7 +14,7 @@ use jiff::Timestamp;
 use super::{
     conn::{Conn, Outcome, on},
     schema::{sessions, users},
-    types::{At, Id, Instant, Uuid, illegal, parse},
+    types::{At, Id, illegal, parse},
 };
 use crate::{
     domain::{Page, PageSize, Session, SessionId, UserId, UserStatus},
@@ -188,52 +187,45 @@ fn binding(id: Id, bytes: Vec<u8>) -> Result<[u8; 16]> {
         .map_err(|_| illegal("sessions", "binding", id, "has not 16 bytes"))
 }
 
-/// Opens a session if the account is active and its epoch is still the one in
-/// which the password was checked. False otherwise.
-pub async fn open(conn: &mut Conn, session: &NewSession) -> Result<bool> {
-    let source = users::table
-        .filter(users::id.eq(Id::from(session.user_id)))
-        .filter(users::status.eq(UserStatus::Active.as_str()))
-        .filter(users::epoch.eq(session.epoch))
-        .select((
-            Id::from(session.id).into_sql::<Uuid>(),
-            users::id,
-            users::epoch,
-            0_i64.into_sql::<BigInt>(),
-            session.key_id.into_sql::<Integer>(),
-            session.binding.as_slice().into_sql::<Binary>(),
-            session.device_name.as_str().into_sql::<Text>(),
-            session.user_agent.as_str().into_sql::<Text>(),
-            session
-                .address
-                .map(|address| address.to_string())
-                .into_sql::<Nullable<Text>>(),
-            session.client_id.as_str().into_sql::<Text>(),
-            At(session.now).into_sql::<Instant>(),
-            At(session.now).into_sql::<Instant>(),
-            At(session.expires_at).into_sql::<Instant>(),
-            At(session.absolute_expires_at).into_sql::<Instant>(),
-        ));
-    let opened = on!(conn, |c| source
-        .insert_into(sessions::table)
-        .into_columns((
-            sessions::id,
-            sessions::user_id,
-            sessions::epoch,
-            sessions::generation,
-            sessions::key_id,
-            sessions::binding,
-            sessions::device_name,
-            sessions::user_agent,
-            sessions::address,
-            sessions::client_id,
-            sessions::created_at,
-            sessions::rotated_at,
-            sessions::expires_at,
-            sessions::absolute_expires_at,
+/// Opens a session if the account is active and nothing has ended its sessions
+/// since the password was checked, and returns the account's epoch, for the
+/// access token. None otherwise.
+pub async fn open(conn: &mut Conn, session: &NewSession) -> Result<Option<i64>> {
+    // The row's lock comes first: whoever ends all sessions of the account has
+    // it too, and so is either seen here or sees this session.
+    let epoch: Option<i64> = on!(conn, |c| diesel::update(
+        users::table
+            .filter(users::id.eq(Id::from(session.user_id)))
+            .filter(users::status.eq(UserStatus::Active.as_str()))
+            .filter(users::min_session_epoch.le(session.epoch))
+    )
+    .set(users::epoch.eq(users::epoch))
+    .returning(users::epoch)
+    .get_result(c))
+    .optional()?;
+    let Some(epoch) = epoch else {
+        return Ok(None);
+    };
+    let address = session.address.map(|address| address.to_string());
+    on!(conn, |c| diesel::insert_into(sessions::table)
+        .values((
+            sessions::id.eq(Id::from(session.id)),
+            sessions::user_id.eq(Id::from(session.user_id)),
+            sessions::epoch.eq(epoch),
+            sessions::generation.eq(0),
+            sessions::key_id.eq(session.key_id),
+            sessions::binding.eq(session.binding.as_slice()),
+            sessions::device_name.eq(session.device_name.as_str()),
+            sessions::user_agent.eq(session.user_agent.as_str()),
+            sessions::address.eq(address),
+            sessions::client_id.eq(session.client_id.as_str()),
+            sessions::created_at.eq(At(session.now)),
+            sessions::rotated_at.eq(At(session.now)),
+            sessions::expires_at.eq(At(session.expires_at)),
+            sessions::absolute_expires_at.eq(At(session.absolute_expires_at)),
         ))
         .execute(c))?;
-    Ok(opened == 1)
+    Ok(Some(epoch))
 }
 
 /// Where a session and its account stand, live or not.

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 pub use self::credentials::{Credentials, credentials, credentials_by_id, rehash, set_password};
 use super::{
     conn::{Conn, Outcome, on},
-    schema::{audit_origins, roles, sessions, user_roles, users},
+    schema::{audit_origins, idempotency, roles, sessions, user_roles, users},
     types::{At, Id, Labels, illegal, parse},
 };
 use crate::{
@@ -367,8 +367,8 @@ pub async fn set_status(
     Ok(epochs.map(Epochs::from))
 }
 
-/// Leaves a tombstone: erases the personal data of the account, of its sessions
-/// and of the audit events that it caused. None if there is no such account or
+/// Leaves a tombstone: erases the personal data of the account, of its sessions,
+/// of the audit events that it caused and of kept replies. None if there is no such account or
 /// it is one already. Several statements: call it in a transaction.
 pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option<Epochs>> {
     let epochs: Option<(i64, i64)> = on!(conn, |c| diesel::update(live(id))
@@ -407,6 +407,11 @@ pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option
     on!(conn, |c| diesel::delete(
         audit_origins::table.filter(audit_origins::user_id.eq(user))
     )
+    .execute(c))?;
+    on!(conn, |c| diesel::update(
+        idempotency::table.filter(idempotency::subject.eq(user))
+    )
+    .set(idempotency::reply.eq(&[][..]))
     .execute(c))?;
     Ok(epochs.map(Epochs::from))
 }

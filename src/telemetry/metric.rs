@@ -99,7 +99,7 @@ pub const METRICS: &[Metric] = &[
     metric(
         "countersign_hash_shed_total",
         Kind::Counter,
-        &[],
+        &["cause"],
         "Calls refused because the hash queue was full, or too long for their deadline",
     ),
     metric(

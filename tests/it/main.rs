@@ -9,9 +9,27 @@
     reason = "a test exports nothing, and fails by panicking"
 )]
 
+mod audit;
+mod canary;
 mod cancel;
+mod cli;
+mod clients;
+mod correlation;
 mod harness;
+mod idempotency;
+mod inputs;
+mod janitor;
 mod kill;
+mod login;
+mod matrix;
+mod metrics;
+mod nodes;
 mod outage;
+mod process;
+mod races;
 mod refresh;
+mod roles;
 mod rooms;
+mod sessions;
+mod users;
+mod wire;

@@ -139,7 +139,11 @@ CREATE TABLE idempotency (
     request_id uuid NOT NULL,
     body_mac bytea NOT NULL,
     reply bytea NOT NULL,
+    -- The account that the reply names, if it names one. With the person its text
+    -- is erased and the row stays, so that a late repetition has no effect.
+    subject uuid,
     expires_at timestamptz NOT NULL,
     PRIMARY KEY (method, caller, request_id)
 );
 CREATE INDEX idempotency_by_expiry ON idempotency (expires_at);
+CREATE INDEX idempotency_by_subject ON idempotency (subject);

@@ -139,7 +139,11 @@ CREATE TABLE idempotency (
     request_id BLOB NOT NULL,
     body_mac BLOB NOT NULL,
     reply BLOB NOT NULL,
+    -- The account that the reply names, if it names one. With the person its text
+    -- is erased and the row stays, so that a late repetition has no effect.
+    subject BLOB,
     expires_at INTEGER NOT NULL,
     PRIMARY KEY (method, caller, request_id)
 ) STRICT;
 CREATE INDEX idempotency_by_expiry ON idempotency (expires_at);
+CREATE INDEX idempotency_by_subject ON idempotency (subject);

@@ -2,6 +2,8 @@
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::{Database, id, on_both, seconds, users};
 use crate::{
@@ -36,6 +38,23 @@ fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> Audit
     }
 }
 
+fn record<'a>(
+    caller: Option<UserId>,
+    request_id: Uuid,
+    body_mac: &'a [u8],
+    expires_at: Timestamp,
+) -> idempotency::NewRecord<'a> {
+    idempotency::NewRecord {
+        method: METHOD,
+        caller,
+        request_id,
+        body_mac,
+        reply: b"reply",
+        subject: None,
+        expires_at,
+    }
+}
+
 async fn counts(db: &Database) -> (i64, i64) {
     let mut conn = db.read().await;
     let events = on!(&mut conn, |c| audit_events::table.count().get_result(c)).unwrap();
@@ -59,10 +78,10 @@ async fn session(db: &Database, user: UserId, life: i64) -> SessionId {
         expires_at: now + seconds(life),
         absolute_expires_at: now + seconds(life),
     };
-    assert!(
-        db.write(async |tx| sessions::open(tx, &session).await)
-            .await
-    );
+    let opened = db
+        .write(async |tx| sessions::open(tx, &session).await)
+        .await;
+    assert!(opened.is_some());
     session.id
 }
 
@@ -107,7 +126,7 @@ on_both! {
         let until = db.now() + seconds(60);
         let insert = async |caller, mac: &[u8], until| {
             db.write(async |tx| {
-                idempotency::insert(tx, METHOD, caller, request, mac, b"reply", until).await
+                idempotency::insert(tx, &record(caller, request, mac, until)).await
             })
             .await
         };
@@ -136,7 +155,7 @@ on_both! {
             let store = db.store.clone();
             racing.spawn(async move {
                 let insert = async |tx: &mut crate::store::Conn| {
-                    idempotency::insert(tx, METHOD, None, request, b"mac", b"reply", until).await
+                    idempotency::insert(tx, &record(None, request, b"mac", until)).await
                 };
                 store.write(&super::call(), insert).await.unwrap().value
             });
@@ -175,7 +194,7 @@ on_both! {
             let until = db.now() + seconds(life);
             let request = id();
             db.write(async |tx| {
-                idempotency::insert(tx, METHOD, None, request, b"m", b"r", until).await
+                idempotency::insert(tx, &record(None, request, b"mac", until)).await
             })
             .await;
         }

@@ -33,7 +33,7 @@ async fn open(db: &Database, user: UserId, epoch: i64) -> Option<SessionId> {
     let opened = db
         .write(async |tx| sessions::open(tx, &session).await)
         .await;
-    opened.then_some(session.id)
+    opened.map(|_| session.id)
 }
 
 async fn advance(store: &Store, id: SessionId, from: i64, now: Timestamp) -> Option<Advanced> {

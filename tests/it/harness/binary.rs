@@ -48,6 +48,9 @@ impl Program {
             .set("COUNTERSIGN_HASHING__MEMORY_KIB", "8")
             .set("COUNTERSIGN_HASHING__ITERATIONS", "1")
             .set("COUNTERSIGN_LIMITS__RATE_LIMITS_ENABLED", "false")
+            // A busy machine is no fault of the program.
+            .set("COUNTERSIGN_DATABASE__ACQUIRE_TIMEOUT_MS", "10000")
+            .set("COUNTERSIGN_DATABASE__QUERY_TIMEOUT_MS", "12000")
             .on_its_database()
     }
 
@@ -160,7 +163,7 @@ impl Program {
         server.http = line["http"].as_str().unwrap().parse().expect("an address");
         let deadline = Instant::now() + PATIENCE;
         while server.get("/readyz").await.0 != 200 {
-            assert!(Instant::now() < deadline, "not ready: {}", server.log());
+            assert!(Instant::now() < deadline, "not ready: {}", server.log_end());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         server
@@ -171,6 +174,13 @@ impl Server {
     /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).expect("a log")
+    }
+
+    /// The end of its log, to show why a test failed.
+    pub fn log_end(&self) -> String {
+        let log = self.log();
+        let start = log.len().saturating_sub(3_000);
+        String::from_utf8_lossy(&log.as_bytes()[start..]).into_owned()
     }
 
     /// The lines of its log that are JSON.
@@ -198,9 +208,9 @@ impl Server {
             assert!(
                 ended.is_none() || holds(self),
                 "ended before {what}: {}",
-                self.log()
+                self.log_end()
             );
-            assert!(Instant::now() < deadline, "not {what}: {}", self.log());
+            assert!(Instant::now() < deadline, "not {what}: {}", self.log_end());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -217,11 +227,16 @@ impl Server {
         get(self.http, path).await
     }
 
-    /// Sends a signal, by its name.
-    pub fn signal(&self, name: &str) {
+    /// Sends signals one right after another, by their names.
+    pub fn signal(&self, names: &str) {
         let pid = self.child.id().to_string();
         let kill = Command::new("sh")
-            .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid])
+            .args([
+                "-c",
+                "for name in $0; do kill -s $name $1; done",
+                names,
+                &pid,
+            ])
             .status();
         assert!(kill.expect("sh").success());
     }
@@ -231,10 +246,10 @@ impl Server {
         let deadline = Instant::now() + 2 * PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
-                assert_ne!(status.signal(), Some(6), "aborted: {}", self.log());
+                assert_ne!(status.signal(), Some(6), "aborted: {}", self.log_end());
                 return status;
             }
-            assert!(Instant::now() < deadline, "no end: {}", self.log());
+            assert!(Instant::now() < deadline, "no end: {}", self.log_end());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -3,6 +3,7 @@
 //! that costs nothing.
 
 pub mod binary;
+pub mod calls;
 pub mod client;
 pub mod clock;
 pub mod cluster;
@@ -10,6 +11,7 @@ pub mod database;
 pub mod lock;
 pub mod logs;
 pub mod proxy;
+pub mod rpc;
 pub mod world;
 
 use std::time::{Duration, Instant};
@@ -30,7 +32,8 @@ pub async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
     }
 }
 
-/// Declares a test that runs on SQLite and on PostgreSQL.
+/// Declares a test that runs on SQLite and on PostgreSQL, in a [`World`] or with
+/// a [`binary::Program`].
 #[macro_export]
 macro_rules! on_both {
     ($($(#[$attribute:meta])* async fn $name:ident($world:ident: $type:ty) $body:block)+) => {$(
@@ -42,12 +45,12 @@ macro_rules! on_both {
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                test($crate::harness::World::new($crate::harness::Kind::Sqlite).await).await;
+                test(<$type>::new($crate::harness::Kind::Sqlite).await).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
-                test($crate::harness::World::new($crate::harness::Kind::Postgres).await).await;
+                test(<$type>::new($crate::harness::Kind::Postgres).await).await;
             }
         }
     )+};

@@ -12,8 +12,8 @@ use countersign::{
     app::{self, Seams},
     config::{Config, Profile},
     domain::{Call, DisplayName, Metadata, RoleName},
-    service::{once::Repeatable, users},
-    telemetry::Telemetry,
+    service::{Core, Trust, once::Repeatable, users},
+    telemetry::{Format, Telemetry},
 };
 use countersign_proto::v1;
 use tokio::runtime::Handle;
@@ -27,7 +27,7 @@ use super::{
 };
 
 /// The master key of every node.
-const MASTER_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+pub const MASTER_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 /// The password of every persona.
 pub const PASSWORD: &str = "correct horse battery staple";
@@ -109,6 +109,53 @@ impl World {
     /// An address that nobody has yet.
     pub fn new_email(&self) -> String {
         format!("person{}@example.com", self.names.fetch_add(1, Relaxed))
+    }
+
+    /// The first column of a query's rows, behind everybody's back.
+    pub async fn query(&self, query: &str) -> Vec<String> {
+        database::query_on(&self.database, query).await
+    }
+
+    /// What the command line works with, beside the nodes.
+    pub async fn command_line(&self) -> Core {
+        let seams = Seams {
+            clock: self.clock.clone(),
+            entropy: Arc::new(Seeded::new(1_000 + self.seeds.fetch_add(1, Relaxed))),
+        };
+        let master_key = MASTER_KEY.parse().expect("a key");
+        let core = app::core(&self.config, &master_key, &seams, Trust::unattended()).await;
+        core.expect("opens")
+    }
+
+    /// The same database, served anew by a node with other settings. People's
+    /// clients are of the old one.
+    pub async fn restarted(self, adjust: impl FnOnce(&mut Config)) -> Self {
+        let Self {
+            database,
+            clock,
+            node,
+            mut config,
+            names,
+            seeds,
+        } = self;
+        drop(node);
+        adjust(&mut config);
+        if let Some(path) = database.url.strip_prefix("sqlite://") {
+            let lock = std::fs::File::open(format!("{path}.lock")).expect("the node's lock");
+            while lock.try_lock().is_err() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            drop(lock);
+        }
+        let node = Node::start(&config, &clock, seeds.fetch_add(1, Relaxed)).await;
+        Self {
+            database,
+            clock,
+            node,
+            config,
+            names,
+            seeds,
+        }
     }
 
     /// Somebody who has registered and logged in.
@@ -268,7 +315,7 @@ pub async fn login(
 
 /// Settings of a node in a test: no ports of its own, hashing that costs
 /// nothing, no limits per peer.
-fn settings(database: &Database) -> Config {
+pub fn settings(database: &Database) -> Config {
     let mut config = Config {
         profile: Profile::Testing,
         ..Config::default()
@@ -278,6 +325,9 @@ fn settings(database: &Database) -> Config {
     config.listen.address = "127.0.0.1:0".to_owned();
     config.http.address = "127.0.0.1:0".to_owned();
     config.database.url = database.url.clone();
+    // One log for all tests of the process, for those that read it.
+    config.telemetry.format = Format::Json;
+    config.telemetry.level = "info,countersign=trace".into();
     config.hashing.memory_kib = 8;
     config.hashing.iterations = 1;
     config.hashing.lanes = 2;
