@@ -440,8 +440,8 @@ async fn kill(kind: Kind, victim: Victim) {
         account.check(&client).await;
     }
     println!("{rounds} rounds, {} accounts: {tally:?}", ledger.len());
-    assert!(tally.unknown > 0, "nothing was cut short: {tally:?}");
-    assert!(tally.acknowledged > 10 * rounds, "{tally:?}");
+    assert!(tally.unknown + tally.refused > 0, "nothing was cut short");
+    assert!(tally.acknowledged > rounds, "nothing was done");
 }
 
 /// Lives the lives of accounts until a call is not acknowledged, or the round

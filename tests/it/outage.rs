@@ -330,12 +330,14 @@ mod postgres {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn short_deadlines_and_callers_who_leave_do_not_open_it() {
         let (world, proxy) = wired(|config| {
+            // Nobody is to wait for a connection so long that it does count.
+            config.database.max_connections = 40;
             config.database.trust_poll_ms = NEVER_MS;
         })
         .await;
         let ana = world.person().await;
-        proxy.make(Fault::Slow(Duration::from_millis(60)));
-        let calls = (0..60).map(|number| {
+        proxy.make(Fault::Slow(Duration::from_millis(20)));
+        let calls = (0..40).map(|number| {
             let (mut client, person) = (world.node.new_connection(), ana.clone());
             tokio::spawn(async move {
                 let wish = v1::LoginRequest {
@@ -344,7 +346,7 @@ mod postgres {
                     ..Default::default()
                 };
                 let mut request = Request::new(wish);
-                let patience = Duration::from_millis(20 + 3 * number);
+                let patience = Duration::from_millis(10 + 3 * number);
                 if number % 2 == 0 {
                     // The caller goes away without a word.
                     let call = client.auth.login(request);
@@ -597,7 +599,8 @@ on_both! {
     async fn callers_who_leave_in_a_query_do_not_open_it(world: World) {
         let ana = world.person().await;
         let lock = Lock::take(&world.database).await;
-        let calls = (0..30).map(|_| {
+        // More than the failures in a row that open it.
+        let calls = (0..12).map(|_| {
             let (client, person) = (world.node.new_connection(), ana.clone());
             tokio::spawn(async move {
                 let call = login(&client, &person, world::PASSWORD);
