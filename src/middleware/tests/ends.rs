@@ -72,7 +72,6 @@ async fn a_class_without_a_free_place_refuses_and_others_do_not_feel_it() {
 #[tokio::test(start_paused = true)]
 async fn work_whose_caller_has_left_keeps_its_place_and_knows() {
     let edge = Edge::with(|parts| parts.config.concurrency.write = 1);
-    const LOGOUT: &str = "/countersign.v1.AuthService/Logout";
     let service = edge.service.clone();
     let first = tokio::spawn(service.oneshot(request(LOGOUT, &[("x-do", "work on")])));
     while edge.reached() == 0 {

@@ -48,7 +48,6 @@ async fn send_on(edge: &Edge, request: Request<Body>) -> tokio::task::JoinHandle
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_not_arrived_takes_no_place() {
     let edge = Edge::with(|parts| parts.config.concurrency.write = 1);
-    const LOGOUT: &str = "/countersign.v1.AuthService/Logout";
     let (sender, slow) = arriving(LOGOUT, "count");
     let slow = send_on(&edge, slow).await;
     sender.send(data(b"\0\0\0")).unwrap();

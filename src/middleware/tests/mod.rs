@@ -41,6 +41,7 @@ mod wire;
 pub(crate) const WHO_AM_I: &str = "/countersign.v1.AuthService/WhoAmI";
 const VALIDATE: &str = "/countersign.v1.TokenService/ValidateToken";
 const LOGIN: &str = "/countersign.v1.AuthService/Login";
+const LOGOUT: &str = "/countersign.v1.AuthService/Logout";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// A clock that stands still until it is moved.
