@@ -197,6 +197,7 @@ impl Node {
                 clock,
                 entropy,
                 verifier: Arc::clone(&verifier),
+                audience: config.own_audience.clone(),
                 database: Some(breaker.clone()),
                 peer_limits: Arc::clone(&peer_limits),
                 access: access::ROWS,

@@ -15,6 +15,20 @@ use crate::domain::{CorrelationId, Violations};
 /// The `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "countersign";
 
+/// When to try again, where nothing is known that says more.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How the texts begin by which tonic and prost refuse what a caller sent. They
+/// call it internal, but it is the caller's doing.
+const MALFORMED: [&str; 6] = [
+    "Missing request message",
+    "Unexpected EOF decoding stream",
+    "protocol error: received message with",
+    "failed to decode Protobuf message",
+    "Error decompressing",
+    "Content is compressed with",
+];
+
 /// Tells a client's retry machinery when to come back (gRFC A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
@@ -45,7 +59,8 @@ impl Error {
             violations: Violations::default(),
             metadata: Vec::new(),
             quota: None,
-            retry_after: None,
+            retry_after: matches!(reason, Reason::OutcomeUnknown | Reason::NotReady)
+                .then_some(RETRY),
             cause: None,
         }))
     }
@@ -73,7 +88,7 @@ impl Error {
 
     /// The node is starting or stopping.
     pub fn not_ready() -> Self {
-        Self::new(Reason::NotReady).retry_after(Duration::from_secs(1))
+        Self::new(Reason::NotReady)
     }
 
     /// The node has no room for this kind of work now.
@@ -187,7 +202,8 @@ fn message(reason: Reason) -> &'static str {
         Reason::DependencyUnavailable => "something that the call needs does not answer",
         Reason::NotReady => "the node is starting or stopping; try another one, or again later",
         Reason::OutcomeUnknown => {
-            "the change may or may not have happened; a retry with the same request_id settles it"
+            "the change may or may not have happened; look, or retry with the same request_id \
+             where there is one"
         }
         Reason::DeadlineExceeded => "the deadline has passed or could not be met",
         Reason::Cancelled => "the caller left",
@@ -299,29 +315,22 @@ pub fn seal(headers: &mut HeaderMap, correlation_id: &CorrelationId) -> Option<S
 
 /// What a status that tonic made by itself means here.
 fn reason_of_foreign(status: &Status) -> Reason {
+    let says = |text: &str| status.message().starts_with(text);
     match status.code() {
+        Code::Internal | Code::Unimplemented if MALFORMED.into_iter().any(says) => {
+            Reason::InvalidRequest
+        }
+        // The stream was reset while its requests were read.
+        _ if says("h2 protocol error") => Reason::Cancelled,
         Code::Unimplemented => Reason::MethodUnknown,
-        // A message larger than the limit.
+        // A message larger than the limit, as it is or decompressed.
         Code::OutOfRange => Reason::RequestTooLarge,
         Code::Cancelled => Reason::Cancelled,
         Code::DeadlineExceeded => Reason::DeadlineExceeded,
         Code::NotFound | Code::InvalidArgument => Reason::InvalidRequest,
-        Code::Internal if is_unreadable(status.message()) => Reason::InvalidRequest,
+        Code::ResourceExhausted if says("Error decompressing") => Reason::RequestTooLarge,
         _ => Reason::Internal,
     }
-}
-
-/// Whether tonic says that a body is no message of the method's type, or no
-/// message at all. It calls that internal; it is the caller's doing.
-fn is_unreadable(message: &str) -> bool {
-    [
-        "failed to decode",
-        "Unexpected EOF decoding stream",
-        "protocol error: received message with",
-        "Missing request message",
-    ]
-    .iter()
-    .any(|start| message.starts_with(start))
 }
 
 /// A cause and what caused it, in one line.
@@ -361,5 +370,23 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.cause.as_ref().map(|cause| cause.as_ref() as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_retry_settles_says_when_to_retry() {
+        for reason in [Reason::OutcomeUnknown, Reason::NotReady] {
+            let status = Status::from(Error::new(reason));
+            let details = status.get_error_details();
+            let retry = details.retry_info().and_then(|info| info.retry_delay);
+            assert_eq!(retry, Some(Duration::from_secs(1)), "{reason:?}");
+            assert_eq!(status.metadata().get(PUSHBACK).unwrap(), "1000");
+        }
+        let status = Status::from(Error::new(Reason::LoginFailed));
+        assert!(status.get_error_details().retry_info().is_none());
     }
 }

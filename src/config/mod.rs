@@ -37,6 +37,8 @@ pub struct Config {
     pub issuer: String,
     /// The `aud` of access tokens.
     pub audiences: Vec<String>,
+    /// Which of them this API is: tokens without it are for others only.
+    pub own_audience: String,
     /// The `client_id` of access tokens.
     pub client_id: String,
     /// The master key as text.
@@ -158,6 +160,7 @@ impl Default for Config {
             data_dir: "./data".into(),
             issuer: String::new(),
             audiences: vec!["countersign".to_owned()],
+            own_audience: "countersign".to_owned(),
             client_id: "countersign".to_owned(),
             master_key: None,
             master_key_file: None,

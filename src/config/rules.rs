@@ -69,6 +69,13 @@ pub(super) fn check(
     if config.audiences.is_empty() || config.audiences.iter().any(|a| a.trim().is_empty()) {
         problems.push("`audiences`: name at least one audience, and no empty one".to_owned());
     }
+    if !config.audiences.contains(&config.own_audience) {
+        problems.push(format!(
+            "`own_audience` = {:?} is not in `audiences`, so that no token would be for this API; \
+             add it there, or set it to one of them",
+            config.own_audience
+        ));
+    }
     if config.client_id.trim().is_empty() {
         problems.push("`client_id`: must not be empty".to_owned());
     }

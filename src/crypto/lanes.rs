@@ -295,6 +295,7 @@ impl Ticket {
         let Self { queue, place } = self;
         let (reply, answer) = oneshot::channel();
         let (deadline, cost) = (call.deadline, Arc::clone(&call.cost));
+        let presence = call.presence.clone();
         let mean = Arc::clone(&queue.mean);
         let queued = Instant::now();
         let work = Box::new(move |hasher: &mut Hasher| {
@@ -306,6 +307,9 @@ impl Ticket {
             tracing::trace!("a lane begins");
             let outcome = if reply.is_closed() {
                 return;
+            } else if presence.has_ended() {
+                cost.add_hash(wait, Duration::ZERO);
+                Err(Error::new(Reason::Cancelled))
             } else if deadline.is_some_and(|deadline| deadline <= begun) {
                 cost.add_hash(wait, Duration::ZERO);
                 Err(Error::new(Reason::DeadlineExceeded))

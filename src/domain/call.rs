@@ -1,11 +1,12 @@
 //! One call, as the rooms behind the wire see it.
 
 use std::{
+    any::Any,
     fmt,
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -13,6 +14,12 @@ use std::{
 use countersign_verifier::Caller;
 
 use super::{SessionId, UserId};
+
+/// The largest message of a request, in bytes.
+pub const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The same where a request carries many tokens.
+pub const BATCH_BYTES: usize = 1024 * 1024;
 
 /// Who calls, from where, until when, and what it has cost so far. Every
 /// service function takes one.
@@ -30,7 +37,17 @@ pub struct Call {
     pub deadline: Option<Instant>,
     /// What it has cost so far.
     pub cost: Arc<Cost>,
+    /// Whether anybody still waits for the answer.
+    pub presence: Presence,
+    /// Its place among the calls of its kind, given back with the last clone:
+    /// work that outlives its caller keeps it.
+    pub place: Option<Arc<dyn Any + Send + Sync>>,
 }
+
+/// Whether the caller still waits. The edge ends it when the caller leaves;
+/// work that was not begun by then need not be. Clones are of the same caller.
+#[derive(Debug, Clone, Default)]
+pub struct Presence(Arc<AtomicBool>);
 
 /// Where a call came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +81,8 @@ impl Call {
             correlation_id: CorrelationId(name.into()),
             deadline: None,
             cost: Arc::default(),
+            presence: Presence::default(),
+            place: None,
         }
     }
 
@@ -85,9 +104,27 @@ impl Call {
             .map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
+    /// Whether the caller has left without its answer. Nobody would hear of
+    /// work that begins now; what has begun to change something goes on.
+    pub fn is_abandoned(&self) -> bool {
+        self.presence.has_ended()
+    }
+
     /// Whether the deadline has passed.
     pub fn is_late(&self) -> bool {
         self.remaining() == Some(Duration::ZERO)
+    }
+}
+
+impl Presence {
+    /// The caller has left.
+    pub fn end(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    /// Whether the caller has left.
+    pub fn has_ended(&self) -> bool {
+        self.0.load(Relaxed)
     }
 }
 

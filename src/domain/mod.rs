@@ -19,7 +19,7 @@ pub mod user;
 pub mod violation;
 
 pub use audit::AuditEvent;
-pub use call::{Call, CorrelationId, Cost, Peer};
+pub use call::{Call, CorrelationId, Cost, Peer, Presence};
 pub use entropy::Entropy;
 pub use id::{RoleId, SessionId, UserId};
 pub use identity::{DisplayName, Email, Identifier, Username};

@@ -16,17 +16,13 @@ use tonic::{Extensions, Request, service::Routes};
 use tonic_reflection::pb;
 
 use crate::{
-    domain::Call,
+    domain::{
+        Call,
+        call::{BATCH_BYTES, MESSAGE_BYTES},
+    },
     error::{Error, Result},
     service::{Core, Work},
 };
-
-/// The largest request, in bytes. A message within its documented rules is far
-/// smaller; tonic's own limit of 4 MiB would be decoded for anybody.
-const MOST_BYTES: usize = 64 * 1024;
-
-/// The largest request of TokenService: a hundred tokens of 8 KiB.
-const MOST_BYTES_OF_TOKENS: usize = 1024 * 1024;
 
 /// The services that need the database.
 #[derive(Debug, Clone)]
@@ -50,15 +46,19 @@ impl Api {
 
     /// Adds the services to the routes.
     pub fn routes(self, routes: Routes) -> Routes {
-        let auth = v1::auth_service_server::AuthServiceServer::new(self.clone());
-        let users = v1::user_service_server::UserServiceServer::new(self.clone());
-        let roles = v1::role_service_server::RoleServiceServer::new(self.clone());
-        let sessions = v1::session_service_server::SessionServiceServer::new(self);
+        use v1::{
+            auth_service_server::AuthServiceServer, role_service_server::RoleServiceServer,
+            session_service_server::SessionServiceServer, user_service_server::UserServiceServer,
+        };
+        let auth = AuthServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let user = UserServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let role = RoleServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let session = SessionServiceServer::new(self).max_decoding_message_size(MESSAGE_BYTES);
         routes
-            .add_service(auth.max_decoding_message_size(MOST_BYTES))
-            .add_service(users.max_decoding_message_size(MOST_BYTES))
-            .add_service(roles.max_decoding_message_size(MOST_BYTES))
-            .add_service(sessions.max_decoding_message_size(MOST_BYTES))
+            .add_service(auth)
+            .add_service(user)
+            .add_service(role)
+            .add_service(session)
     }
 
     /// Reads a request, does the work for it on the work runtime, and returns
@@ -92,8 +92,9 @@ impl TokenApi {
 
     /// Adds the service to the routes.
     pub fn routes(self, routes: Routes) -> Routes {
-        let tokens = v1::token_service_server::TokenServiceServer::new(self);
-        routes.add_service(tokens.max_decoding_message_size(MOST_BYTES_OF_TOKENS))
+        let token = v1::token_service_server::TokenServiceServer::new(self);
+        // Of the batch; the edge knows what the others may be.
+        routes.add_service(token.max_decoding_message_size(BATCH_BYTES))
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Config {
     pub max_connections: usize,
     /// Connections of one address (IPv6: one /64).
     pub max_connections_per_address: usize,
-    /// Calls at once on one connection.
+    /// Calls at once on one connection, those still arriving included.
     pub max_concurrent_streams: u32,
     /// How often a connection is asked whether it is still there.
     pub keepalive_seconds: u64,
@@ -60,7 +60,7 @@ impl Default for Config {
             close_grace_seconds: 20,
             max_connections: 8192,
             max_connections_per_address: 1024,
-            max_concurrent_streams: 256,
+            max_concurrent_streams: 128,
             keepalive_seconds: 30,
             keepalive_timeout_seconds: 10,
         }

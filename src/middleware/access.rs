@@ -13,7 +13,10 @@ use Permission::{
 };
 use Who::{Caller, Needs, OptionalCaller, Public};
 
-use crate::domain::Permission;
+use crate::domain::{
+    Permission,
+    call::{BATCH_BYTES, MESSAGE_BYTES},
+};
 
 /// What holds for one RPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Row {
     pub who: Who,
     /// Which concurrency limit it counts against.
     pub class: Class,
+    /// The largest message of a request, in bytes.
+    pub most_bytes: usize,
     /// Whether it fails without the database; then it is refused at once while
     /// the breaker is open.
     pub needs_database: bool,
@@ -82,7 +87,8 @@ pub static ROWS: &[Row] = &[
         "/countersign.v1.TokenService/ValidateTokens",
         Public,
         Validate,
-    ),
+    )
+    .batch(),
     row("/countersign.v1.TokenService/GetJwks", Public, Validate),
     row("/countersign.v1.AuthService/Register", Public, Hash)
         .stored()
@@ -215,6 +221,7 @@ const fn row(path: &'static str, who: Who, class: Class) -> Row {
         path,
         who,
         class,
+        most_bytes: MESSAGE_BYTES,
         needs_database: false,
         rate: None,
     }
@@ -223,6 +230,11 @@ const fn row(path: &'static str, who: Who, class: Class) -> Row {
 impl Row {
     const fn stored(mut self) -> Self {
         self.needs_database = true;
+        self
+    }
+
+    const fn batch(mut self) -> Self {
+        self.most_bytes = BATCH_BYTES;
         self
     }
 

@@ -6,7 +6,7 @@
 //! learns one reason for all bad tokens; which it was, the log and the metric
 //! know.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use countersign_verifier::{Caller, Rejection, Verifier};
 use http::{HeaderMap, Request, header::AUTHORIZATION};
@@ -18,12 +18,15 @@ use crate::{
     error::{Error, Reason, Result},
 };
 
-/// When a node that has just started is likely to know the keys.
-const RETRY: Duration = Duration::from_secs(1);
-
 /// Lets a call pass if its row says so.
 #[derive(Debug, Clone)]
-pub struct Authenticate(pub Arc<Verifier>);
+pub struct Authenticate {
+    /// Judges the tokens.
+    pub verifier: Arc<Verifier>,
+    /// Ours. A token that was narrowed to another service's is not for this
+    /// API: whoever it was shown to could use it here (RFC 9068, section 5).
+    pub audience: Arc<str>,
+}
 
 impl Authenticate {
     fn caller(&self, who: Who, headers: &HeaderMap) -> Result<Option<Caller>> {
@@ -34,7 +37,8 @@ impl Authenticate {
             Who::Needs(permission) => Some(permission),
         };
         let token = bearer(headers).ok_or(Reason::CredentialsMissing)?;
-        let caller = self.0.verify(token, None).map_err(rejected)?;
+        let caller = self.verifier.verify(token, Some(&self.audience));
+        let caller = caller.map_err(rejected)?;
         match needed {
             Some(permission) if !holds(&caller, permission) => {
                 Err(Error::permission_denied(permission.name()))
@@ -85,7 +89,7 @@ fn rejected(rejection: Rejection) -> Error {
     metrics::counter!("countersign_token_rejections_total", "rejection" => label).increment(1);
     tracing::Span::current().record("rejection", label);
     match rejection {
-        Rejection::NotReady => Error::from(Reason::NotReady).retry_after(RETRY),
+        Rejection::NotReady => Error::not_ready(),
         _ => Reason::TokenInvalid.into(),
     }
 }

@@ -1,10 +1,14 @@
 //! A limit for each class on the calls that run at once. Nothing queues here: a
-//! call that finds no place is refused, and costs next to nothing.
+//! call that finds no place is refused, and costs next to nothing. One peer has
+//! at most a quarter of the places of a class.
 //!
-//! The place is given back with the answer; that of a stream with its end.
+//! The place is given back with the answer; that of a stream with its end. It
+//! travels in the `Call`, so that work that outlives its caller keeps its place
+//! for as long: resetting streams makes no room for more.
 
 use std::{
     future::{Ready, ready},
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -15,14 +19,24 @@ use futures_util::future::Either;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{BoxError, Service};
 
-use super::{access::Class, held::Held, method, refused};
-use crate::error::{Error, Result};
+use super::{
+    access::Class,
+    held::Held,
+    method, refused,
+    share::{Share, Short, Stock},
+};
+use crate::{
+    domain::Call,
+    error::{Error, Result},
+};
 
 /// When a place is likely to be free again.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// A call's place among those of its class.
+pub type Place = Arc<Share>;
 
 /// `[limits.concurrency]`: how many calls of each class may run at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,11 +57,11 @@ pub struct Config {
 /// The places that are left, for each class.
 #[derive(Debug)]
 pub struct Places {
-    validate: Arc<Semaphore>,
-    read: Arc<Semaphore>,
-    write: Arc<Semaphore>,
-    hash: Arc<Semaphore>,
-    stream: Arc<Semaphore>,
+    validate: Arc<Stock>,
+    read: Arc<Stock>,
+    write: Arc<Stock>,
+    hash: Arc<Stock>,
+    stream: Arc<Stock>,
 }
 
 /// Lets a call pass if its class has a place left.
@@ -63,7 +77,7 @@ pin_project! {
     pub struct Placed<F> {
         #[pin]
         inner: F,
-        place: Option<OwnedSemaphorePermit>,
+        place: Option<Place>,
         class: Class,
     }
 }
@@ -84,10 +98,10 @@ impl Config {
     pub(super) fn validate(&self, problems: &mut Vec<String>) {
         for class in Class::ALL {
             let limit = self.of(class);
-            if !(1..=Semaphore::MAX_PERMITS).contains(&limit) {
+            if limit == 0 {
                 let class = class.label();
                 problems.push(format!(
-                    "limits.concurrency.{class} is {limit}; set it to 1 or more"
+                    "limits.concurrency.{class} is 0, which lets nobody in; set it to 1 or more"
                 ));
             }
         }
@@ -107,10 +121,7 @@ impl Config {
 impl Places {
     /// All places free.
     pub fn new(config: &Config) -> Arc<Self> {
-        let places = |class| {
-            let limit = config.of(class).min(Semaphore::MAX_PERMITS);
-            Arc::new(Semaphore::new(limit))
-        };
+        let places = |class| Stock::new(config.of(class));
         Arc::new(Self {
             validate: places(Class::Validate),
             read: places(Class::Read),
@@ -120,7 +131,7 @@ impl Places {
         })
     }
 
-    fn of(&self, class: Class) -> &Arc<Semaphore> {
+    fn of(&self, class: Class) -> &Arc<Stock> {
         match class {
             Class::Validate => &self.validate,
             Class::Read => &self.read,
@@ -130,12 +141,28 @@ impl Places {
         }
     }
 
-    fn take(&self, class: Class) -> Result<OwnedSemaphorePermit> {
-        let places = Arc::clone(self.of(class));
-        places.try_acquire_owned().map_err(|_| {
-            refused("concurrency", class.label());
+    fn take(&self, class: Class, address: Option<IpAddr>) -> Result<Place> {
+        let place = self.of(class).take(address, 1).map_err(|short| {
+            let by = match short {
+                Short::OfAll => "concurrency",
+                Short::OfPeer => "concurrency_of_peer",
+            };
+            refused(by, class.label());
             Error::overloaded(RETRY)
-        })
+        });
+        place.map(Arc::new)
+    }
+
+    /// A place for a request, which its `Call` holds too.
+    fn place<B>(&self, request: &mut Request<B>) -> Result<(Class, Place)> {
+        let class = method::row(request)?.class;
+        let mut call = request.extensions_mut().get_mut::<Call>();
+        let address = call.as_ref().and_then(|call| call.peer.address);
+        let place = self.take(class, address)?;
+        if let Some(call) = &mut call {
+            call.place = Some(Arc::clone(&place) as _);
+        }
+        Ok((class, place))
     }
 }
 
@@ -150,7 +177,7 @@ impl<S, B, R> Service<Request<B>> for Limit<S>
 where
     S: Service<Request<B>, Response = Response<R>, Error = BoxError>,
 {
-    type Response = Response<Held<R, OwnedSemaphorePermit>>;
+    type Response = Response<Held<R, Place>>;
     type Error = BoxError;
     type Future = Either<Placed<S::Future>, Ready<Result<Self::Response, BoxError>>>;
 
@@ -158,9 +185,8 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let class = method::row(&request).map(|row| row.class);
-        match class.and_then(|class| Ok((class, self.places.take(class)?))) {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.places.place(&mut request) {
             Ok((class, place)) => Either::Left(Placed {
                 inner: self.inner.call(request),
                 place: Some(place),
@@ -175,7 +201,7 @@ impl<F, R> Future for Placed<F>
 where
     F: Future<Output = Result<Response<R>, BoxError>>,
 {
-    type Output = Result<Response<Held<R, OwnedSemaphorePermit>>, BoxError>;
+    type Output = Result<Response<Held<R, Place>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();

@@ -30,7 +30,9 @@ pub mod method;
 pub mod observe;
 pub mod peer;
 pub mod rate;
+pub mod share;
 pub mod trace_context;
+pub mod whole;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -68,6 +70,8 @@ pub struct Parts {
     pub entropy: Arc<dyn Entropy>,
     /// Judges bearer tokens.
     pub verifier: Arc<Verifier>,
+    /// The audience of tokens that are for this API.
+    pub audience: String,
     /// The database, as its breaker sees it; none in a process without one.
     pub database: Option<Breaker>,
     /// Counts calls per peer. Its `run` is a task of the process.
@@ -97,6 +101,7 @@ where
 {
     let longest = Duration::from_secs(parts.config.max_deadline_seconds);
     let places = concurrency::Places::new(&parts.config.concurrency);
+    let arriving = share::Stock::new(whole::MEMORY);
     ServiceBuilder::new()
         // Sees every answer, whoever gives it: correlation id, span, access log
         // and metrics leave no call out. It finds the RPC's row.
@@ -110,6 +115,10 @@ where
         // in is given up, and with it its place.
         .filter(deadline::Read { longest })
         .layer(layer_fn(deadline::Enforce))
+        // A place is for work, and there is none before the message is here.
+        .layer(layer_fn(|inner| {
+            whole::Whole::new(inner, Arc::clone(&arriving))
+        }))
         // Bounds everything that follows, the signature check included.
         .layer(layer_fn(|inner| {
             concurrency::Limit::new(inner, Arc::clone(&places))
@@ -121,7 +130,10 @@ where
         .filter(rate::Check(Arc::clone(&parts.peer_limits)))
         // Last, as it costs most. What passes has a caller, if its row asks for
         // one.
-        .filter(authenticate::Authenticate(Arc::clone(&parts.verifier)))
+        .filter(authenticate::Authenticate {
+            verifier: Arc::clone(&parts.verifier),
+            audience: parts.audience.as_str().into(),
+        })
         .service(routes.prepare())
 }
 

@@ -37,7 +37,7 @@ use super::{
     trace_context::{self, TraceContext},
 };
 use crate::{
-    domain::{Call, CorrelationId, Cost, Entropy, Peer, id::uuid_v7},
+    domain::{Call, CorrelationId, Cost, Entropy, Peer, Presence, id::uuid_v7},
     error,
 };
 
@@ -79,6 +79,7 @@ struct Open {
     peer: Option<IpAddr>,
     correlation_id: CorrelationId,
     cost: Arc<Cost>,
+    presence: Presence,
     span: Span,
     observer: Arc<Observer>,
     ended: bool,
@@ -218,6 +219,7 @@ impl Open {
                 &observer.trusted_proxies,
             ),
             cost: Arc::default(),
+            presence: Presence::default(),
             span: observer.span(row.map_or(UNKNOWN, Row::rpc), &correlation_id, trace),
             correlation_id,
             observer: Arc::clone(observer),
@@ -230,6 +232,8 @@ impl Open {
             correlation_id: open.correlation_id.clone(),
             deadline: None,
             cost: Arc::clone(&open.cost),
+            presence: open.presence.clone(),
+            place: None,
         };
         (open, call)
     }
@@ -293,6 +297,9 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        if !self.ended {
+            self.presence.end();
+        }
         if std::thread::panicking() {
             self.end(Code::Internal, Some("INTERNAL"));
         } else {

@@ -23,7 +23,8 @@ impl Work {
         Self { handle, tracker }
     }
 
-    /// Runs one call to its end, whether or not anybody still waits for it.
+    /// Runs one call to its end, whether or not anybody still waits for it. The
+    /// call's `Call` is part of it, and with it the place that it takes up.
     pub async fn run<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T>> + Send + 'static,

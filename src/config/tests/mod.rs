@@ -156,6 +156,7 @@ fn every_key_can_be_set_by_the_environment() {
         ("limits.trusted_proxies", "10.0.0.0/8,::1/128"),
         ("issuer", "https://auth.example.com"),
         ("audiences", "a, b"),
+        ("own_audience", "b"),
         ("master_key", KEY),
         ("database.url", "postgres://u@127.0.0.1/db"),
         ("listen.address", "127.0.0.1:1"),
@@ -250,6 +251,17 @@ fn two_names_of_one_key_are_refused() {
         ("COUNTERSIGN_LISTEN__ADDRESS", "127.0.0.1:2"),
     ]);
     assert!(start.problem().contains("the same key `listen.address`"));
+}
+
+#[test]
+fn our_own_audience_is_one_of_those_that_tokens_get() {
+    let start = Start::new(&[("COUNTERSIGN_AUDIENCES", "api")]);
+    assert!(start.problem().contains("`own_audience`"));
+    let start = Start::new(&[
+        ("COUNTERSIGN_AUDIENCES", "api"),
+        ("COUNTERSIGN_OWN_AUDIENCE", "api"),
+    ]);
+    assert_eq!(start.load().unwrap().config.own_audience, "api");
 }
 
 #[test]

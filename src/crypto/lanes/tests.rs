@@ -205,6 +205,20 @@ async fn work_whose_caller_has_left_is_not_begun() {
 }
 
 #[tokio::test]
+async fn work_that_outlives_its_caller_is_not_begun_either() {
+    let (lanes, call) = (lanes(1, 4), call());
+    let busy = Busy::keep(&lanes).await;
+    let password = password("right");
+    let mut detached = pin!(lanes.ticket(&call).unwrap().hash(&password, &call));
+    assert!(!poll_once(detached.as_mut()));
+    call.presence.end();
+    busy.release().await;
+    assert_eq!(reason(detached.await), Some(Reason::Cancelled));
+    assert_eq!(lanes.work(), 0);
+    assert_eq!(lanes.0.places.available_permits(), 5);
+}
+
+#[tokio::test]
 async fn work_that_is_late_is_not_begun() {
     let lanes = lanes(1, 4);
     let busy = Busy::keep(&lanes).await;

@@ -2,7 +2,6 @@
 
 use countersign_verifier::TrustState;
 use http::{Method, Request};
-use http_body_util::Empty;
 use tonic::Code;
 
 use super::*;
@@ -42,7 +41,7 @@ async fn what_is_no_grpc_call_is_refused() {
     }
     for content_type in ["application/json", "application/grpc-web"] {
         let post = Request::post(VALIDATE).header("content-type", content_type);
-        let ended = end(edge.send(post.body(Empty::new()).unwrap()).await).await;
+        let ended = end(edge.send(post.body(Body::empty()).unwrap()).await).await;
         ended.assert_failed(Code::InvalidArgument, Reason::InvalidRequest);
     }
     assert_eq!(edge.reached(), 0);
@@ -165,4 +164,21 @@ async fn a_node_that_knows_no_keys_says_that_it_is_not_ready() {
     assert!(ended.status.get_error_details().retry_info().is_some());
     let state: Option<Arc<TrustState>> = mint.verifier.state();
     assert!(state.is_none());
+}
+
+#[tokio::test]
+async fn a_token_for_another_service_is_none_here() {
+    let edge = Edge::new();
+    for (audience, code) in [
+        ("countersign", Code::Ok),
+        ("elsewhere", Code::Unauthenticated),
+    ] {
+        let bearer = format!("Bearer {}", edge.mint.token_for(audience, &[]));
+        let ended = edge.call(WHO_AM_I, &[("authorization", &bearer)]).await;
+        assert_eq!(ended.status.code(), code, "{audience}");
+        // It is good where it belongs.
+        let token = edge.mint.token_for(audience, &[]);
+        edge.mint.verifier.verify(&token, None).unwrap();
+    }
+    assert_eq!(edge.reached(), 1);
 }

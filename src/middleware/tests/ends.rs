@@ -69,6 +69,49 @@ async fn a_class_without_a_free_place_refuses_and_others_do_not_feel_it() {
     assert_eq!(edge.call(LOGIN, &[]).await.status.code(), Code::Ok);
 }
 
+#[tokio::test(start_paused = true)]
+async fn work_whose_caller_has_left_keeps_its_place_and_knows() {
+    let edge = Edge::with(|parts| parts.config.concurrency.write = 1);
+    const LOGOUT: &str = "/countersign.v1.AuthService/Logout";
+    let service = edge.service.clone();
+    let first = tokio::spawn(service.oneshot(request(LOGOUT, &[("x-do", "work on")])));
+    while edge.reached() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let left = edge.last_call();
+    assert!(!left.is_abandoned());
+    first.abort();
+    first.await.unwrap_err();
+    assert!(left.is_abandoned());
+    let ended = edge.call(LOGOUT, &[]).await;
+    ended.assert_failed(Code::ResourceExhausted, Reason::Overloaded);
+
+    tokio::time::sleep(Duration::from_secs(21)).await;
+    assert_eq!(edge.call(LOGOUT, &[]).await.status.code(), Code::Ok);
+    assert!(!edge.last_call().is_abandoned());
+}
+
+#[tokio::test]
+async fn one_peer_has_a_quarter_of_the_places() {
+    let edge = Edge::with(|parts| {
+        parts.config.concurrency.stream = 8;
+        parts.config.trusted_proxies = vec!["198.51.100.1/32".parse().unwrap()];
+    });
+    let from = |address| [("x-do", "stream"), ("x-forwarded-for", address)];
+    let mut open = Vec::new();
+    for address in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+        for _ in 0..2 {
+            open.push(edge.send(request(WATCH, &from(address))).await);
+        }
+        let ended = edge.call(WATCH, &from(address)).await;
+        ended.assert_failed(Code::ResourceExhausted, Reason::Overloaded);
+    }
+    drop(open);
+    let reached = edge.reached();
+    drop(edge.send(request(WATCH, &from("192.0.2.1"))).await);
+    assert_eq!(edge.reached(), reached + 1);
+}
+
 #[tokio::test]
 async fn a_stream_keeps_its_place_to_its_end_and_an_answer_does_not() {
     let edge = Edge::with(|parts| {

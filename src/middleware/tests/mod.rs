@@ -17,7 +17,7 @@ use countersign_verifier::{
     Verifier,
 };
 use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Bytes, Frame};
 use jiff::Timestamp;
 use tonic::{Code, Status, body::Body, service::Routes};
@@ -35,6 +35,7 @@ use crate::{
 mod access_rules;
 mod ends;
 mod identity;
+mod messages;
 mod wire;
 
 pub(crate) const WHO_AM_I: &str = "/countersign.v1.AuthService/WhoAmI";
@@ -106,7 +107,7 @@ impl Mint {
         keys.insert(key);
         self.verifier.replace(TrustState {
             issuer: "https://issuer.example".into(),
-            audiences: vec!["countersign".into()],
+            audiences: vec!["countersign".into(), "elsewhere".into()],
             keys,
             revocations: Revocations::default(),
             seq: 1,
@@ -114,12 +115,16 @@ impl Mint {
     }
 
     pub(crate) fn token(&self, permissions: &[Permission]) -> String {
+        self.token_for("countersign", permissions)
+    }
+
+    fn token_for(&self, audience: &str, permissions: &[Permission]) -> String {
         let now = self.clock.now().as_second();
         let scope: Vec<&str> = permissions.iter().map(|p| p.name()).collect();
         let claims = Claims {
             iss: "https://issuer.example".into(),
             sub: Uuid::from_u128(7),
-            aud: vec!["countersign".into()],
+            aud: vec![audience.into()],
             exp: now + 900,
             iat: now,
             nbf: now,
@@ -144,7 +149,7 @@ type ResponseBody = UnsyncBoxBody<Bytes, Status>;
 
 /// The stack around the stand-in.
 pub(crate) struct Edge {
-    service: BoxCloneService<Request<Empty<Bytes>>, Response<ResponseBody>, Infallible>,
+    service: BoxCloneService<Request<Body>, Response<ResponseBody>, Infallible>,
     mint: Mint,
     reached: Arc<Mutex<Vec<Call>>>,
     breaker: Breaker,
@@ -170,6 +175,7 @@ impl Edge {
             clock: mint.clock.clone(),
             entropy: Arc::new(Counting::default()),
             verifier: mint.verifier.clone(),
+            audience: "countersign".into(),
             database: Some(Breaker::new("database", &breaker::Config::default())),
             peer_limits: Arc::new(PeerLimits::new(&config, mint.clock.clone())),
             config,
@@ -225,7 +231,7 @@ impl Edge {
     }
 
     /// Sends a request and takes the head of the response.
-    async fn send(&self, request: Request<Empty<Bytes>>) -> Response<ResponseBody> {
+    async fn send(&self, request: Request<Body>) -> Response<ResponseBody> {
         self.service.clone().oneshot(request).await.unwrap()
     }
 
@@ -264,7 +270,7 @@ impl Ended {
     }
 }
 
-fn request(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+fn request(path: &str, headers: &[(&str, &str)]) -> Request<Body> {
     let mut request = Request::post(path).header("content-type", "application/grpc");
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -272,7 +278,7 @@ fn request(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
     let address = Some("198.51.100.1".parse().unwrap());
     request
         .extension(Connection { address })
-        .body(Empty::new())
+        .body(Body::empty())
         .unwrap()
 }
 
@@ -302,19 +308,20 @@ fn stand_in(reached: &Arc<Mutex<Vec<Call>>>) -> Routes {
             .get::<Call>()
             .expect("handlers find a Call")
             .clone();
-        reached.lock().unwrap().push(call.clone());
-        perform(
-            call,
-            request
-                .headers()
-                .get("x-do")
-                .map(|what| what.to_str().unwrap().to_owned()),
-        )
+        // What is remembered takes up no place.
+        let remembered = Call {
+            place: None,
+            ..call.clone()
+        };
+        reached.lock().unwrap().push(remembered);
+        let what = request.headers().get("x-do");
+        let what = what.map(|what| what.to_str().unwrap().to_owned());
+        perform(call, what, request.into_body())
     });
     Routes::from(router)
 }
 
-async fn perform(call: Call, what: Option<String>) -> Response<Body> {
+async fn perform(call: Call, what: Option<String>, body: axum::body::Body) -> Response<Body> {
     tracing::info!("in the handler");
     match what.as_deref() {
         None => trailers(&Status::new(Code::Ok, "")),
@@ -327,9 +334,23 @@ async fn perform(call: Call, what: Option<String>) -> Response<Body> {
         Some("fail") => Status::from(Error::from(Reason::UserNotFound)).into_http(),
         Some("fail late") => trailers(&Error::from(Reason::OutcomeUnknown).into()),
         Some("fail as a library would") => Status::out_of_range("too large").into_http(),
+        Some("count") => {
+            let bytes = body.collect().await.unwrap().to_bytes();
+            call.cost
+                .add_database(Duration::from_micros(bytes.len() as u64));
+            trailers(&Status::new(Code::Ok, ""))
+        }
         Some("panic") => panic!("on purpose"),
         Some("wait") => {
             tokio::time::sleep(Duration::from_hours(1)).await;
+            trailers(&Status::new(Code::Ok, ""))
+        }
+        Some("work on") => {
+            let work = tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                drop(call);
+            });
+            work.await.unwrap();
             trailers(&Status::new(Code::Ok, ""))
         }
         Some("stream") => {
