@@ -6,7 +6,13 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test exports nothing, and fails by panicking"
+    clippy::assigning_clones,
+    clippy::duration_suboptimal_units,
+    clippy::float_cmp,
+    clippy::items_after_statements,
+    clippy::print_stdout,
+    clippy::unchecked_time_subtraction,
+    reason = "a test exports nothing, fails by panicking, and may be plain about numbers"
 )]
 
 mod audit;

@@ -23,8 +23,8 @@ fn arriving(path: &str, what: &str) -> (Sender, Request<Body>) {
     (sender, request)
 }
 
-fn data(bytes: &'static [u8]) -> Result<Frame<Bytes>, Status> {
-    Ok(Frame::data(Bytes::from_static(bytes)))
+fn data(bytes: &'static [u8]) -> Frame<Bytes> {
+    Frame::data(Bytes::from_static(bytes))
 }
 
 /// A request with these frames.
@@ -50,11 +50,11 @@ async fn a_request_that_has_not_arrived_takes_no_place() {
     let edge = Edge::with(|parts| parts.config.concurrency.write = 1);
     let (sender, slow) = arriving(LOGOUT, "count");
     let slow = send_on(&edge, slow).await;
-    sender.send(data(b"\0\0\0")).unwrap();
+    sender.send(Ok(data(b"\0\0\0"))).unwrap();
     assert_eq!(edge.call(LOGOUT, &[]).await.status.code(), Code::Ok);
     assert_eq!(edge.reached(), 1);
 
-    sender.send(data(b"\0\x02ab")).unwrap();
+    sender.send(Ok(data(b"\0\x02ab"))).unwrap();
     drop(sender);
     assert_eq!(slow.await.unwrap().status.code(), Code::Ok);
     assert_eq!(edge.last_call().cost.database_micros(), 7);
@@ -131,7 +131,7 @@ async fn what_one_peer_sends_in_parts_is_bounded_and_others_do_not_feel_it() {
         let (sender, mut slow) = arriving(VALIDATE_MANY, "count");
         let address = Some(address.parse().unwrap());
         slow.extensions_mut().insert(Connection { address });
-        sender.send(data(b"\0")).unwrap();
+        sender.send(Ok(data(b"\0"))).unwrap();
         (sender, slow)
     };
     let (_sender, slow) = one_more("198.51.100.1");

@@ -40,12 +40,12 @@ fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> Audit
     }
 }
 
-fn record<'a>(
+fn record(
     caller: Option<UserId>,
     request_id: Uuid,
-    body_mac: &'a [u8],
+    body_mac: &[u8],
     expires_at: Timestamp,
-) -> idempotency::NewRecord<'a> {
+) -> idempotency::NewRecord<'_> {
     idempotency::NewRecord {
         method: METHOD,
         caller,

@@ -75,7 +75,9 @@ on_both! {
         let changes: Vec<_> = (0..1_203).map(|_| revoked()).collect();
         let written = db
             .try_write(async |tx| {
-                changes.iter().for_each(|change| tx.announce(change.clone()));
+                for change in &changes {
+                    tx.announce(change.clone());
+                }
                 Ok(())
             })
             .await
