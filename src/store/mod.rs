@@ -1,10 +1,10 @@
 //! The store: rows of SQLite or PostgreSQL, and the only room that names
 //! diesel.
 //!
-//! A tour. [`config`] says which database; [`pool`] opens it; [`conn`] is a
+//! A tour. `config` says which database; `pool` opens it; `conn` is a
 //! connection on loan to one call, and the macro `on!` that runs one query text
-//! on both databases; [`types`] and [`schema`] are the columns and tables;
-//! [`migrate`] makes them. Then a file for each group of tables: [`users`],
+//! on both databases; `types` and `schema` are the columns and tables;
+//! `migrate` makes them. Then a file for each group of tables: [`users`],
 //! [`roles`], [`sessions`], [`keys`], [`trust`], [`audit`], [`idempotency`];
 //! and [`janitor`], which clears away.
 //!

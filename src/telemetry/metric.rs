@@ -109,6 +109,12 @@ pub const METRICS: &[Metric] = &[
         "Waiting for a hash lane",
     ),
     metric(
+        "countersign_oldest_dead_row_seconds",
+        Kind::Gauge,
+        &[],
+        "Since when the oldest expired row has been waiting to be deleted",
+    ),
+    metric(
         "countersign_rate_limit_buckets",
         Kind::Gauge,
         &[],

@@ -10,6 +10,7 @@
     clippy::duration_suboptimal_units,
     clippy::float_cmp,
     clippy::items_after_statements,
+    clippy::large_futures,
     clippy::print_stdout,
     clippy::unchecked_time_subtraction,
     reason = "a test exports nothing, fails by panicking, and may be plain about numbers"

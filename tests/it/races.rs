@@ -107,7 +107,7 @@ on_both! {
         let admin = world.admin().await;
         for _ in 0..ROUNDS {
             let ana = world.person().await;
-            let (_, opened) = racing_logins(&world, &ana, async || {
+            let ((), opened) = racing_logins(&world, &ana, async || {
                 retrying(async || calls::delete(&admin.client, &ana.user_id).await).await
             }).await;
             for pair in &opened {

@@ -64,7 +64,7 @@ async fn emails(client: &Client, filter: v1::UserFilter, page_size: i32) -> Vec<
         let page = list(client, filter.clone(), page_size, &token)
             .await
             .unwrap();
-        assert!(page.users.len() <= page_size as usize);
+        assert!(i32::try_from(page.users.len()).unwrap() <= page_size);
         found.extend(page.users.into_iter().map(|user| user.email));
         token = page.next_page_token;
         if token.is_empty() {
@@ -405,7 +405,7 @@ on_both! {
         let reply = batch(&admin.client, wish.map(Clone::clone).into()).await.unwrap().into_inner();
         let found: Vec<_> = reply.users.iter().map(|user| user.email.as_str()).collect();
         assert_eq!(found, [&ben.email, &ana.email, &ben.email, &admin.email]);
-        assert_eq!(reply.missing_user_ids, [nobody.clone()]);
+        assert_eq!(reply.missing_user_ids, std::slice::from_ref(&nobody));
         refused(batch(&ana.client, vec![ana.user_id.clone()]).await, Code::PermissionDenied, "PERMISSION_DENIED");
         for (count, legal) in [(0, false), (1, true), (100, true), (101, false)] {
             let reply = batch(&admin.client, vec![nobody.clone(); count]).await;

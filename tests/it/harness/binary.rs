@@ -48,6 +48,7 @@ impl Program {
             .set("COUNTERSIGN_HASHING__MEMORY_KIB", "8")
             .set("COUNTERSIGN_HASHING__ITERATIONS", "1")
             .set("COUNTERSIGN_LIMITS__RATE_LIMITS_ENABLED", "false")
+            .set("COUNTERSIGN_SESSIONS__MAX_PER_USER", "100000")
             // A busy machine is no fault of the program.
             .set("COUNTERSIGN_DATABASE__ACQUIRE_TIMEOUT_MS", "10000")
             .set("COUNTERSIGN_DATABASE__QUERY_TIMEOUT_MS", "12000")
