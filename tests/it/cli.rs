@@ -211,7 +211,10 @@ mod a_backup_while_serving_opens_and_holds_the_rows {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn sqlite() {
-        let program = Program::new(Kind::Sqlite).await;
+        let issuer = "https://auth.test";
+        let program = Program::new(Kind::Sqlite)
+            .await
+            .set("COUNTERSIGN_ISSUER", issuer);
         let server = program.serve("server").await;
         let create = [
             "user",
@@ -259,7 +262,7 @@ mod a_backup_while_serving_opens_and_holds_the_rows {
         let restored = Program::bare(database)
             .on_its_database()
             .set("COUNTERSIGN_PROFILE", "testing")
-            .set("COUNTERSIGN_ISSUER", &format!("http://{}", server.http))
+            .set("COUNTERSIGN_ISSUER", issuer)
             .set("COUNTERSIGN_MASTER_KEY_FILE", key.to_str().unwrap());
         let listed = json(&restored.succeed(
             &["user", "list", "--email-prefix", "ana@", "--format", "json"],

@@ -9,6 +9,7 @@
     clippy::assigning_clones,
     clippy::duration_suboptimal_units,
     clippy::float_cmp,
+    clippy::format_collect,
     clippy::items_after_statements,
     clippy::large_futures,
     clippy::print_stdout,

@@ -158,7 +158,7 @@ on_both! {
         for round in 0..ROUNDS {
             let second = world.admin().await;
             // On two nodes, where there may be two.
-            let elsewhere = other.as_ref().map_or_else(|| world.node.new_connection(), |node| node.new_connection());
+            let elsewhere = other.as_ref().unwrap_or(&world.node).new_connection();
             let theirs = elsewhere.with_token(&second.tokens.access_token);
             let ours = first.client.clone();
             let (a, b) = (first.user_id.clone(), second.user_id.clone());
