@@ -158,6 +158,47 @@ on_both! {
         assert!(validates(&world.anonymous(), &ben.tokens.access_token).await);
     }
 
+    async fn a_replay_of_a_session_that_has_ended_is_refused(world: World) {
+        // Within the grace, which is for sessions that live.
+        let admin = world.admin().await;
+        for ending in 0..5 {
+            let ana = world.person().await;
+            let next = calls::refresh(&world.anonymous(), &ana.tokens.refresh_token).await.unwrap();
+            let (own, id) = (world.anonymous().with_token(&next.access_token), ana.user_id.as_str());
+            match ending {
+                0 => _ = own.clone().auth.logout(v1::LogoutRequest::default()).await.unwrap(),
+                1 => revoke_session(&own, &next.session_id).await.unwrap(),
+                2 => _ = calls::disable(&admin.client, id).await.unwrap(),
+                3 => calls::set_password(&admin.client, id, "another horse entirely, thanks").await.unwrap(),
+                _ => calls::delete(&admin.client, id).await.unwrap(),
+            }
+            for token in [&ana.tokens.refresh_token, &next.refresh_token] {
+                refused(
+                    calls::refresh(&world.anonymous(), token).await,
+                    Code::Unauthenticated, "REFRESH_TOKEN_INVALID",
+                );
+            }
+        }
+        let replays = "SELECT count(*) FROM audit_events WHERE action = 'session.refresh_replayed'";
+        assert_eq!(world.query(replays).await, ["0"]);
+    }
+
+    async fn a_login_beyond_the_most_ends_the_oldest(world: World) {
+        let world = world.restarted(|config| config.sessions.max_per_user = 3).await;
+        let ben = world.person().await;
+        let mut anas = vec![world.person().await];
+        for _ in 0..4 {
+            world.clock.advance(Duration::from_secs(1));
+            anas.push(anas[0].again().await);
+        }
+        let live: Vec<_> = sessions(&anas[4].client, "").await.unwrap().into_iter().map(|s| s.session_id).collect();
+        assert_eq!(live, [4, 3, 2].map(|n: usize| anas[n].tokens.session_id.clone()));
+        for (n, ana) in anas.iter().enumerate() {
+            assert_eq!(is_dead(&world.anonymous(), &ana.tokens).await, n < 2, "{n}");
+        }
+        assert!(validates(&world.anonymous(), &ben.tokens.access_token).await);
+    }
+
     async fn sessions_come_in_pages(world: World) {
         let ana = world.person().await;
         let mut expected = vec![ana.tokens.session_id.clone()];
