@@ -6,18 +6,12 @@ use std::collections::{BTreeSet, HashSet};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use countersign_proto::{FILE_DESCRIPTOR_SET, v1};
-use prost::{
-    Message as _,
-    bytes::{Buf, BufMut},
-};
+use prost::Message as _;
 use prost_types::FieldMask;
-use tonic::{
-    Request, Response, Status,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-};
+use tonic::{Request, Response, Status};
 
 use crate::{
-    harness::{Client, Kind, binary::Program},
+    harness::{Client, Kind, binary::Program, rpc::Raw},
     on_both,
 };
 
@@ -589,44 +583,4 @@ pub fn methods() -> Vec<(String, String)> {
     }
     assert!(methods.len() > 25, "{methods:?}");
     methods
-}
-
-/// Bytes as they are.
-#[derive(Debug, Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        to.put_slice(&item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        let mut bytes = vec![0; from.remaining()];
-        from.copy_to_slice(&mut bytes);
-        Ok(Some(bytes))
-    }
 }

@@ -297,7 +297,7 @@ pub fn path(name: &str) -> String {
 
 /// Bytes as they are.
 #[derive(Debug, Clone, Copy)]
-struct Raw;
+pub struct Raw;
 
 impl Codec for Raw {
     type Encode = Vec<u8>;
