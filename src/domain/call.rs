@@ -88,14 +88,14 @@ impl Call {
 
     /// The user who calls.
     pub fn user_id(&self) -> Option<UserId> {
-        self.caller.as_ref().map(|caller| UserId(caller.subject))
+        let caller = self.caller.as_ref();
+        caller.and_then(|caller| caller.user_id()).map(UserId)
     }
 
     /// The session of the access token.
     pub fn session_id(&self) -> Option<SessionId> {
-        self.caller
-            .as_ref()
-            .map(|caller| SessionId(caller.session_id))
+        let caller = self.caller.as_ref();
+        caller.and_then(|caller| caller.session_id()).map(SessionId)
     }
 
     /// How long there is left, if there is a deadline.

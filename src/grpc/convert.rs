@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use countersign_proto::v1;
-use countersign_verifier::{Caller, CallerKind};
+use countersign_verifier::{Caller, Credential};
 use jiff::Timestamp;
 use prost_types::FieldMask;
 use uuid::Uuid;
@@ -475,20 +475,34 @@ pub(super) fn session(session: Session, current: Option<crate::domain::SessionId
 }
 
 pub(super) fn caller(caller: &Caller) -> v1::Caller {
-    let kind = match caller.kind {
-        CallerKind::User => v1::CallerKind::User,
-    };
-    v1::Caller {
+    let mut message = v1::Caller {
         subject: caller.subject.to_string(),
-        kind: kind.into(),
-        session_id: caller.session_id.to_string(),
         client_id: caller.client_id.clone(),
         roles: caller.roles.clone(),
         scopes: caller.scopes.clone(),
         audience: caller.audience.clone(),
         issued_at: Some(timestamp(caller.issued_at)),
-        expires_at: Some(timestamp(caller.expires_at)),
-        auth_methods: caller.auth_methods.clone(),
-        authenticated_at: Some(timestamp(caller.authenticated_at)),
-    }
+        expires_at: caller.expires_at.map(timestamp),
+        ..v1::Caller::default()
+    };
+    let kind = match &caller.credential {
+        Credential::AccessToken {
+            session_id,
+            auth_methods,
+            authenticated_at,
+            ..
+        } => {
+            message.session_id = session_id.to_string();
+            message.auth_methods.clone_from(auth_methods);
+            message.authenticated_at = Some(timestamp(*authenticated_at));
+            v1::CallerKind::User
+        }
+        Credential::ApiKey { id, .. } => {
+            message.api_key_id = id.to_string();
+            v1::CallerKind::ApiKey
+        }
+        Credential::Certificate => v1::CallerKind::Workload,
+    };
+    message.kind = kind.into();
+    message
 }

@@ -57,7 +57,7 @@ impl<B> Predicate<Request<B>> for Authenticate {
         // Nobody further in has a use for it.
         request.headers_mut().remove(AUTHORIZATION);
         if let Some(caller) = caller {
-            tracing::Span::current().record("subject", tracing::field::display(caller.subject));
+            tracing::Span::current().record("subject", tracing::field::display(&caller.subject));
             if let Some(call) = request.extensions_mut().get_mut::<Call>() {
                 call.caller = Some(Arc::new(caller));
             }

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use countersign_verifier::{Revocations, TrustState, Verifier};
+use countersign_verifier::{ApiKeys, Revocations, TrustState, Verifier};
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{Notify, watch},
@@ -197,7 +197,9 @@ impl Follower {
             audiences: self.core.policy.audiences.clone(),
             keys: keys.public.clone(),
             revocations: known,
+            api_keys: ApiKeys::default(),
             seq,
+            nonce,
         };
         let mut from = 0;
         loop {
@@ -272,7 +274,10 @@ impl Follower {
                 self.verifier
                     .update(|state| state.keys = keys.public.clone());
             }
-            self.verifier.update(|state| state.seq = cursor.seq);
+            self.verifier.update(|state| {
+                state.seq = cursor.seq;
+                state.nonce = cursor.nonce;
+            });
             self.reached(cursor);
             if cursor.seq >= head {
                 self.verifier.heard_as_of(began);

@@ -3,11 +3,11 @@
 //! A two-minute tour:
 //!
 //! - [`TrustState`] is everything a decision rests on, as a value: issuer, audiences, public keys
-//!   ([`KeySet`]) and what has been revoked ([`Revocations`]). Copies are cheap, so whoever hears of a
+//!   ([`KeySet`]), what has been revoked ([`Revocations`]), and the live API keys ([`ApiKeys`]). Copies are cheap, so whoever hears of a
 //!   change makes the next state from the last and puts it in place whole.
 //! - [`Verifier`] holds the current state and answers [`Verifier::verify`] without a lock, a database
 //!   or a network. It also knows how old its knowledge is ([`Verifier::staleness`]).
-//! - A good token gives a [`Caller`]. A bad one gives a [`Rejection`], the exact reason, which is for
+//! - A good access token or API key gives a [`Caller`]. A bad one gives a [`Rejection`], the exact reason, which is for
 //!   logs and metrics; whoever sent the token learns only that it is not valid.
 //! - [`Claims`] is the wire form of an access token (RFC 9068), shared with the side that mints.
 //! - [`Clock`] is passed in; [`SystemClock`] is the one place that reads the time.
@@ -15,7 +15,7 @@
 //! ```
 //! use std::sync::Arc;
 //! use countersign_verifier::{
-//!     Algorithm, KeySet, KeyState, Policy, PublicKey, Rejection, Revocations, SystemClock,
+//!     Algorithm, ApiKeys, KeySet, KeyState, Policy, PublicKey, Rejection, Revocations, SystemClock,
 //!     TrustState, Verifier,
 //! };
 //!
@@ -35,7 +35,9 @@
 //!     audiences: vec!["orders".into()],
 //!     keys,
 //!     revocations: Revocations::default(),
+//!     api_keys: ApiKeys::default(),
 //!     seq: 0,
+//!     nonce: uuid::Uuid::nil(),
 //! });
 //!
 //! match verifier.verify("not a token", Some("orders")) {
@@ -48,6 +50,7 @@
 //! What it does not do: fetch anything, mint anything, or decide what a caller may do; it says who
 //! the caller is and which scopes the token carries.
 
+mod api_key;
 mod caller;
 mod claims;
 mod clock;
@@ -59,12 +62,15 @@ mod token;
 mod trust_state;
 mod verifier;
 
-pub use caller::{Caller, CallerKind};
+pub use api_key::{
+    API_KEY_LENGTH, API_KEY_PREFIX, ApiKey, ApiKeyHash, ApiKeySecret, ApiKeys, api_key_text,
+};
+pub use caller::{Caller, Credential, Subject};
 pub use claims::Claims;
 pub use clock::{Clock, SystemClock};
 pub use key::{Algorithm, InvalidKey, Jwk, KeySet, KeyState, PublicKey};
 pub use rejection::Rejection;
 pub use revocations::Revocations;
 pub use token::{MAX_TOKEN_BYTES, TOKEN_TYPE};
-pub use trust_state::TrustState;
+pub use trust_state::{Delta, TrustState};
 pub use verifier::{Policy, Verifier};

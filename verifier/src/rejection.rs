@@ -48,8 +48,8 @@ pub enum Rejection {
     /// `aud` does not contain the audience asked for, or none of the configured ones.
     #[error("another audience")]
     Audience,
-    /// `exp` has come.
-    #[error("the token has expired")]
+    /// `exp` has come, or the API key's end.
+    #[error("the credential has expired")]
     Expired,
     /// `nbf` has not come.
     #[error("the token is not valid yet")]
@@ -57,6 +57,12 @@ pub enum Rejection {
     /// `iat` has not come.
     #[error("the token was issued in the future")]
     IssuedInFuture,
+    /// No live API key has this text: it never was one, is revoked, or its owner is gone.
+    #[error("the API key is unknown")]
+    UnknownApiKey,
+    /// The API key may not do the same any more as when it was first judged.
+    #[error("the API key's scopes have changed")]
+    ScopesChanged,
     /// The session `sid` has been revoked.
     #[error("the session is revoked")]
     SessionRevoked,
@@ -84,6 +90,8 @@ impl Rejection {
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
             Self::IssuedInFuture => "issued_in_future",
+            Self::UnknownApiKey => "unknown_api_key",
+            Self::ScopesChanged => "scopes_changed",
             Self::SessionRevoked => "session_revoked",
             Self::UserRevoked => "user_revoked",
         }

@@ -1,6 +1,9 @@
 //! Everything a decision rests on, as one value.
 
-use crate::{KeySet, Revocations};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{ApiKey, ApiKeys, KeySet, Revocations};
 
 /// What a verifier believes at one moment.
 ///
@@ -16,6 +19,61 @@ pub struct TrustState {
     pub keys: KeySet,
     /// What has been revoked.
     pub revocations: Revocations,
+    /// The live API keys.
+    pub api_keys: ApiKeys,
     /// Number of the last trust log entry that is in this state.
     pub seq: i64,
+    /// Random, of that entry: the same number with another nonce is another history, such as a
+    /// restored backup. Nil before the first entry.
+    pub nonce: Uuid,
+}
+
+/// What changed between one trust state and a later one.
+///
+/// It may be applied more than once, and to a state that holds some of it already.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// Number of the last trust log entry that is in it.
+    pub seq: i64,
+    /// Nonce of that entry.
+    pub nonce: Uuid,
+    /// Revoked sessions, and until when each entry is kept.
+    pub sessions: Vec<(Uuid, Timestamp)>,
+    /// Users, the least epoch that their tokens must carry, and until when each entry is kept.
+    pub users: Vec<(Uuid, i64, Timestamp)>,
+    /// Signing keys that are revoked for good.
+    pub revoked_keys: Vec<String>,
+    /// All signing keys, if they changed.
+    pub keys: Option<KeySet>,
+    /// API keys that are new or changed.
+    pub api_keys: Vec<ApiKey>,
+    /// API keys that are gone.
+    pub removed_api_keys: Vec<Uuid>,
+}
+
+impl TrustState {
+    /// Makes the change.
+    pub fn apply(&mut self, delta: &Delta) {
+        for (session_id, keep_until) in &delta.sessions {
+            self.revocations.revoke_session(*session_id, *keep_until);
+        }
+        for (user_id, min_epoch, keep_until) in &delta.users {
+            self.revocations
+                .revoke_user(*user_id, *min_epoch, *keep_until);
+        }
+        for kid in &delta.revoked_keys {
+            self.revocations.revoke_key(kid);
+        }
+        if let Some(keys) = &delta.keys {
+            self.keys = keys.clone();
+        }
+        for id in &delta.removed_api_keys {
+            self.api_keys.remove(*id);
+        }
+        for key in &delta.api_keys {
+            self.api_keys.insert(key.clone());
+        }
+        self.seq = delta.seq;
+        self.nonce = delta.nonce;
+    }
 }

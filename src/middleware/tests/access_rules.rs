@@ -120,7 +120,7 @@ async fn the_handler_knows_the_caller_and_not_the_token() {
     )
     .await;
     let call = edge.last_call();
-    assert_eq!(call.caller.unwrap().subject, Uuid::from_u128(7));
+    assert_eq!(call.caller.unwrap().user_id(), Some(Uuid::from_u128(7)));
     assert_eq!(call.peer.address, Some("198.51.100.1".parse().unwrap()));
     assert_eq!(call.user_agent, "test/1 ");
     edge.call(VALIDATE, &[("authorization", &bearer)]).await;

@@ -13,8 +13,8 @@ use std::{
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use countersign_verifier::{
-    Algorithm, Claims, Clock, KeySet, KeyState, Policy, PublicKey, Revocations, TrustState,
-    Verifier,
+    Algorithm, ApiKeys, Claims, Clock, KeySet, KeyState, Policy, PublicKey, Revocations,
+    TrustState, Verifier,
 };
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -111,7 +111,9 @@ impl Mint {
             audiences: vec!["countersign".into(), "elsewhere".into()],
             keys,
             revocations: Revocations::default(),
+            api_keys: ApiKeys::default(),
             seq: 1,
+            nonce: Uuid::nil(),
         });
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_verifier::{Caller, CallerKind, Claims, Policy, Rejection, Verifier};
+use countersign_verifier::{Caller, Claims, Credential, Policy, Rejection, Subject, Verifier};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -35,19 +35,21 @@ fn a_good_token_gives_its_caller() {
     assert_eq!(
         caller,
         Caller {
-            subject: USER,
-            kind: CallerKind::User,
-            session_id: SESSION,
+            subject: Subject::User(USER),
+            credential: Credential::AccessToken {
+                session_id: SESSION,
+                token_id: TOKEN,
+                key_id: "ed".into(),
+                epoch: 3,
+                auth_methods: vec!["pwd".into()],
+                authenticated_at: second(NOW - 60),
+            },
             client_id: "countersign".into(),
             roles: vec!["clerk".into()],
             scopes: vec!["orders.read".into(), "orders.write".into()],
             audience: vec!["orders".into()],
             issued_at: second(NOW),
-            expires_at: second(NOW + 900),
-            auth_methods: vec!["pwd".into()],
-            authenticated_at: second(NOW - 60),
-            epoch: 3,
-            token_id: TOKEN,
+            expires_at: Some(second(NOW + 900)),
         }
     );
     assert!(caller.has_scope("orders.read") && caller.has_role("clerk"));

@@ -11,7 +11,8 @@ use aws_lc_rs::signature::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_verifier::{
-    Algorithm, Clock, KeySet, KeyState, Policy, PublicKey, Revocations, TrustState, Verifier,
+    Algorithm, ApiKeys, Clock, KeySet, KeyState, Policy, PublicKey, Revocations, TrustState,
+    Verifier,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -117,7 +118,9 @@ pub(crate) fn trust_state() -> TrustState {
         audiences: vec!["orders".into(), "billing".into()],
         keys,
         revocations: Revocations::default(),
+        api_keys: ApiKeys::default(),
         seq: 41,
+        nonce: Uuid::nil(),
     }
 }
 
