@@ -28,7 +28,7 @@ use crate::{
     http::SidePort,
     listen::Listener,
     middleware::{self, PeerLimits, access},
-    service::{Core, Keyring, Policy, Trust, Work, janitor::Janitor, trust::Follower},
+    service::{Core, Keyring, Policy, Trust, Work, janitor::Janitor, trust::Follower, wake::Wake},
     store::Store,
     telemetry::{self, Telemetry},
 };
@@ -220,6 +220,8 @@ impl Node {
         let poll = Duration::from_millis(config.database.trust_poll_ms);
         let follower = Follower::new(Arc::clone(&core), Arc::clone(&verifier), poll);
         tasks.spawn("following the trust log", work, follower.run(over.clone()));
+        let listening = Wake::new(Arc::clone(&core)).run(over.clone());
+        tasks.spawn("listening to the trust log", work, listening.map(Ok));
         let janitor = Janitor::new(Arc::clone(&core), JANITOR_EVERY).run(over.clone());
         tasks.spawn("the janitor", work, janitor.map(Ok));
         let (store, until) = (core.store.clone(), over.clone());

@@ -9,6 +9,7 @@
 //! | `token` | what a pair of tokens holds, and its life |
 //! | `keyring` | the keys in use, and their creation at first start |
 //! | `trust` | following the trust log |
+//! | `wake` | being told that it has grown |
 //! | `once` | idempotency of what creates |
 //! | `authority` | who may act upon whom |
 //! | `record` | audit events from calls |
@@ -32,6 +33,7 @@ pub mod sessions;
 pub mod token;
 pub mod trust;
 pub mod users;
+pub mod wake;
 pub mod work;
 
 use std::sync::Arc;

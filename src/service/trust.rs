@@ -60,13 +60,18 @@ impl Trust {
         }
     }
 
+    /// Has the follower look at the log now.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
     /// Waits until the entry of this number is in force here, so that a
     /// revoking call answers only then.
     pub async fn reach(&self, seq: Option<i64>) -> Result<()> {
         let (Some(seq), Some(applied)) = (seq, &self.applied) else {
             return Ok(());
         };
-        self.wake.notify_one();
+        self.wake();
         let mut applied = applied.subscribe();
         match timeout(PATIENCE, applied.wait_for(|applied| *applied >= seq)).await {
             Ok(Ok(_)) => Ok(()),

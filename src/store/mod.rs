@@ -6,7 +6,8 @@
 //! on both databases; `types` and `schema` are the columns and tables;
 //! `migrate` makes them. Then a file for each group of tables: [`users`],
 //! [`roles`], [`sessions`], [`keys`], [`trust`], [`audit`], [`idempotency`];
-//! and [`janitor`], which clears away.
+//! and [`janitor`], which clears away. `listener` hears from PostgreSQL that the
+//! trust log has grown.
 //!
 //! Functions of those files take a [`Conn`] and times as arguments, and return
 //! domain values; what is not there is `None`. Reading goes through
@@ -24,6 +25,7 @@ mod health;
 pub mod idempotency;
 pub mod janitor;
 pub mod keys;
+mod listener;
 mod migrate;
 mod pool;
 pub mod roles;
@@ -50,6 +52,7 @@ use diesel::{RunQueryDsl as _, connection::SimpleConnection as _};
 pub use self::{
     config::Config,
     conn::Conn,
+    listener::{Heard, Listener},
     migrate::{Migration, MigrationState},
 };
 use self::{

@@ -32,6 +32,7 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
+use tokio_postgres::{Client, Connection, Socket, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
@@ -67,6 +68,9 @@ pub(super) enum Side {
     Read,
     Write,
 }
+
+/// What may be between a connection and its socket.
+pub(super) type Encrypted = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
 /// A connection on loan from its pool.
 pub(super) enum Link {
@@ -232,16 +236,20 @@ impl Connector {
         })
     }
 
+    /// A new connection as it is: the client asks, and the connection must be
+    /// driven for it to be answered.
+    pub(super) async fn open(
+        &self,
+    ) -> Result<(Client, Connection<Socket, Encrypted>), tokio_postgres::Error> {
+        self.config.connect(self.tls.clone()).await
+    }
+
     /// A new connection on which the statements have run.
     pub(super) async fn connect(&self, statements: &str) -> ConnectionResult<Pg> {
         let bad = |error: &(dyn StdError + 'static)| {
             ConnectionError::BadConnection(crate::error::chain(error))
         };
-        let (client, connection) = self
-            .config
-            .connect(self.tls.clone())
-            .await
-            .map_err(|error| bad(&error))?;
+        let (client, connection) = self.open().await.map_err(|error| bad(&error))?;
         let mut connection = Pg::try_from_client_and_connection(client, connection).await?;
         connection
             .batch_execute(statements)

@@ -5,13 +5,15 @@
 //! until COMMIT, so nobody gets a number before the smaller ones are visible,
 //! and a reader who has seen one has missed none below.
 
-use diesel::prelude::*;
+use diesel::{dsl::sql, prelude::*, sql_types::Text};
 use diesel_async::RunQueryDsl;
+use futures_util::TryFutureExt as _;
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
     conn::{Conn, on},
+    listener::NOTIFY,
     pool::Lite,
     schema::{trust_head, trust_log},
     types::{At, Id, illegal},
@@ -140,14 +142,22 @@ pub(super) async fn append(
 ) -> Result<i64> {
     let count = i64::try_from(changes.len()).map_err(Error::internal)?;
     let nonce = Id(uuid::Builder::from_random_bytes(entropy.array()).into_uuid());
-    // Until COMMIT, everyone else who appends waits for this row.
-    let head: i64 = on!(conn, |c| diesel::update(trust_head::table)
-        .set((
-            trust_head::seq.eq(trust_head::seq + count),
-            trust_head::nonce.eq(nonce),
-        ))
-        .returning(trust_head::seq)
-        .get_result(c))?;
+    let advance = diesel::update(trust_head::table).set((
+        trust_head::seq.eq(trust_head::seq + count),
+        trust_head::nonce.eq(nonce),
+    ));
+    // Until COMMIT, everyone else who appends waits for this row. Telling those
+    // who listen must cost no round trip meanwhile.
+    let head: i64 = on!(
+        conn,
+        sqlite | c | advance.returning(trust_head::seq).get_result(c),
+        postgres
+            | c
+            | advance
+                .returning((trust_head::seq, sql::<Text>(NOTIFY)))
+                .get_result::<(i64, String)>(c)
+                .map_ok(|(head, _)| head)
+    )?;
     let rows: Vec<Row> = (head - count + 1..)
         .zip(changes)
         .map(|(seq, change)| Row::new(seq, nonce, change, now))

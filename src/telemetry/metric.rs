@@ -151,6 +151,12 @@ pub const METRICS: &[Metric] = &[
         &["rejection"],
         "Access tokens that were refused, by the exact reason",
     ),
+    metric(
+        "countersign_trust_listener_state",
+        Kind::Gauge,
+        &[],
+        "Whether PostgreSQL tells at once of changes in the trust log: 1 it does, 0 the poll finds them",
+    ),
 ];
 
 const fn metric(

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use countersign::{
+    config::Config,
     domain::{Call, Password, RoleName, UserId},
     service::{password, users},
 };
@@ -16,7 +17,7 @@ use crate::{
         calls::{is_dead, validates},
         clock::MockClock,
         database::{self, Database},
-        refused, world,
+        eventually, refused, world,
         world::PASSWORD,
     },
     on_both,
@@ -133,6 +134,80 @@ async fn what_one_node_does_the_other_hears() {
         .list_users(request(token))
         .await
         .unwrap();
+}
+
+/// Those that listen for changes of the trust log, by the process of their server.
+async fn listeners(world: &World) -> Vec<String> {
+    let own = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()";
+    world
+        .query(&format!("{own} AND query LIKE 'LISTEN %'"))
+        .await
+}
+
+/// PostgreSQL only: SQLite has nobody else to tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_notification_alone_is_enough() {
+    // The poll sees none of it.
+    let never = |config: &mut Config| config.database.trust_poll_ms = 600_000;
+    let world = World::with(Kind::Postgres, never).await;
+    let other = world.another_node().await.expect("a second node");
+    eventually("both listen", async || listeners(&world).await.len() == 2).await;
+    for _ in 0..3 {
+        let ana = world.person().await;
+        assert!(validates(&other.client(), &ana.tokens.access_token).await);
+        calls::revoke_session(&ana.client, &ana.tokens.session_id)
+            .await
+            .unwrap();
+        until_refused(
+            &other.client(),
+            &ana.tokens.access_token,
+            "an ended session",
+        )
+        .await;
+    }
+    // What is missed while nobody listens is heard as soon as somebody does.
+    let ana = world.person().await;
+    for pid in listeners(&world).await {
+        world
+            .execute(&format!("SELECT pg_terminate_backend({pid})"))
+            .await;
+    }
+    calls::revoke_session(&ana.client, &ana.tokens.session_id)
+        .await
+        .unwrap();
+    until_refused(&other.client(), &ana.tokens.access_token, "what was missed").await;
+}
+
+/// PostgreSQL only: SQLite has nobody else to tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_notification_the_poll_hears_it() {
+    let world = World::new(Kind::Postgres).await;
+    let other = world.another_node().await.expect("a second node");
+    let ana = world.person().await;
+    eventually("both listen", async || listeners(&world).await.len() == 2).await;
+    let pids = listeners(&world).await;
+    let name = world.query("SELECT current_database()").await.remove(0);
+    let allow = async |allowed: bool| {
+        let statement = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}");
+        database::execute(&database::cluster_url(), &statement).await;
+    };
+    // Nobody comes back, and who is there stays.
+    allow(false).await;
+    for pid in pids {
+        let statement = format!("SELECT pg_terminate_backend({pid})");
+        database::execute(&database::cluster_url(), &statement).await;
+    }
+    eventually("the session is ended", async || {
+        let ended = calls::revoke_session(&ana.client, &ana.tokens.session_id);
+        ended.await.is_ok()
+    })
+    .await;
+    until_refused(&other.client(), &ana.tokens.access_token, "by the poll").await;
+    allow(true).await;
+    eventually("both listen again", async || {
+        listeners(&world).await.len() == 2
+    })
+    .await;
 }
 
 /// PostgreSQL only: a SQLite file is served by one node.
