@@ -161,7 +161,10 @@ impl Node {
         let core = Arc::new(core(config, master_key, &seams, Trust::default()).await?);
         core.store.lock_instance()?;
         let leeway = Duration::from_secs(u64::from(config.tokens.leeway_seconds));
-        let policy = VerifierPolicy { leeway };
+        let policy = VerifierPolicy {
+            leeway,
+            ..VerifierPolicy::default()
+        };
         let verifier = Arc::new(Verifier::new(Arc::clone(&clock), policy));
         let breaker = core.store.breaker().clone();
         let (draining, over) = (CancellationToken::new(), CancellationToken::new());

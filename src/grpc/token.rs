@@ -1,5 +1,7 @@
 //! TokenService: answers from the verifier's memory, on the serving runtime.
 
+use std::sync::Arc;
+
 use countersign_proto::v1::{self, token_service_server::TokenService, validate_token_result};
 use countersign_verifier::{Caller, Rejection};
 use tonic::{Request, Response, Status};
@@ -14,7 +16,7 @@ use crate::{
 const MOST_ITEMS: usize = 100;
 
 impl TokenApi {
-    fn verdict(&self, item: &v1::ValidateTokenRequest) -> Result<Caller, Rejection> {
+    fn verdict(&self, item: &v1::ValidateTokenRequest) -> Result<Arc<Caller>, Rejection> {
         let audience = Some(item.audience.as_str()).filter(|audience| !audience.is_empty());
         let verdict = self.verifier.verify(&item.token, audience);
         if let Err(rejection) = &verdict {

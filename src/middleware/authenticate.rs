@@ -29,7 +29,7 @@ pub struct Authenticate {
 }
 
 impl Authenticate {
-    fn caller(&self, who: Who, headers: &HeaderMap) -> Result<Option<Caller>> {
+    fn caller(&self, who: Who, headers: &HeaderMap) -> Result<Option<Arc<Caller>>> {
         let needed = match who {
             Who::Public => return Ok(None),
             Who::OptionalCaller if !headers.contains_key(AUTHORIZATION) => return Ok(None),
@@ -59,7 +59,7 @@ impl<B> Predicate<Request<B>> for Authenticate {
         if let Some(caller) = caller {
             tracing::Span::current().record("subject", tracing::field::display(&caller.subject));
             if let Some(call) = request.extensions_mut().get_mut::<Call>() {
-                call.caller = Some(Arc::new(caller));
+                call.caller = Some(caller);
             }
         }
         Ok(request)

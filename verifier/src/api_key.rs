@@ -66,7 +66,8 @@ pub struct ApiKeySecret {
 #[derive(Clone, Default)]
 pub struct ApiKeys {
     by_id: HashTrieMapSync<Uuid, Arc<ApiKey>>,
-    by_hash: HashTrieMapSync<ApiKeyHash, Uuid>,
+    /// Whom each secret speaks for, made once; no two keys share a secret.
+    by_hash: HashTrieMapSync<ApiKeyHash, Arc<Caller>>,
 }
 
 impl ApiKeyHash {
@@ -124,7 +125,8 @@ impl ApiKeys {
     pub fn insert(&mut self, key: ApiKey) {
         self.remove(key.id);
         for secret in &key.secrets {
-            self.by_hash.insert_mut(secret.hash, key.id);
+            let caller = Arc::new(key.caller(*secret));
+            self.by_hash.insert_mut(secret.hash, caller);
         }
         self.by_id.insert_mut(key.id, Arc::new(key));
     }
@@ -160,25 +162,37 @@ impl ApiKeys {
     }
 
     /// Whom the key with this secret speaks for, at this time. No leeway: such a key lives long.
-    pub(crate) fn caller(&self, hash: ApiKeyHash, now: Timestamp) -> Result<Caller, Rejection> {
-        let found = self.by_hash.get(&hash).and_then(|id| self.by_id.get(id));
-        let key = found.ok_or(Rejection::UnknownApiKey)?;
-        let secret = key.secrets.iter().find(|secret| secret.hash == hash);
-        let ends = [key.expires_at, secret.and_then(|secret| secret.expires_at)];
-        let expires_at = ends.into_iter().flatten().min();
-        if expires_at.is_some_and(|at| at <= now) {
+    pub(crate) fn caller(
+        &self,
+        hash: ApiKeyHash,
+        now: Timestamp,
+    ) -> Result<&Arc<Caller>, Rejection> {
+        let caller = self.by_hash.get(&hash).ok_or(Rejection::UnknownApiKey)?;
+        if caller.expires_at.is_some_and(|at| at <= now) {
             return Err(Rejection::Expired);
         }
-        Ok(Caller {
-            subject: Subject::User(key.owner),
-            credential: Credential::ApiKey { id: key.id, hash },
-            client_id: key.name.clone(),
+        Ok(caller)
+    }
+}
+
+impl ApiKey {
+    fn caller(&self, secret: ApiKeySecret) -> Caller {
+        Caller {
+            subject: Subject::User(self.owner),
+            credential: Credential::ApiKey {
+                id: self.id,
+                hash: secret.hash,
+            },
+            client_id: self.name.clone(),
             roles: Vec::new(),
-            scopes: key.scopes.clone(),
-            audience: key.audience.clone(),
-            issued_at: key.created_at,
-            expires_at,
-        })
+            scopes: self.scopes.clone(),
+            audience: self.audience.clone(),
+            issued_at: self.created_at,
+            expires_at: [self.expires_at, secret.expires_at]
+                .into_iter()
+                .flatten()
+                .min(),
+        }
     }
 }
 

@@ -74,7 +74,7 @@ pub struct Jwk {
 /// The keys that are trusted, by key id. A copy is cheap; changing one copies it if it is shared.
 #[derive(Clone, Debug, Default)]
 pub struct KeySet {
-    keys: Arc<BTreeMap<String, PublicKey>>,
+    keys: Arc<BTreeMap<String, Arc<PublicKey>>>,
 }
 
 impl Algorithm {
@@ -171,6 +171,11 @@ impl PublicKey {
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         self.parsed.verify_sig(message, signature).is_ok()
     }
+
+    /// Whether the two verify the same signatures, whatever their ids and states.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.algorithm == other.algorithm && self.parsed.as_ref() == other.parsed.as_ref()
+    }
 }
 
 impl fmt::Debug for PublicKey {
@@ -186,7 +191,7 @@ impl fmt::Debug for PublicKey {
 impl KeySet {
     /// Adds a key, in place of one with the same id.
     pub fn insert(&mut self, key: PublicKey) {
-        Arc::make_mut(&mut self.keys).insert(key.kid.clone(), key);
+        Arc::make_mut(&mut self.keys).insert(key.kid.clone(), Arc::new(key));
     }
 
     /// Drops a key; its tokens are unknown from then on.
@@ -198,12 +203,16 @@ impl KeySet {
 
     /// The key with this id.
     pub fn get(&self, kid: &str) -> Option<&PublicKey> {
+        self.keys.get(kid).map(Arc::as_ref)
+    }
+
+    pub(crate) fn shared(&self, kid: &str) -> Option<&Arc<PublicKey>> {
         self.keys.get(kid)
     }
 
     /// All keys, in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &PublicKey> {
-        self.keys.values()
+        self.keys.values().map(Arc::as_ref)
     }
 
     /// The keys as they are published: active ones first, then next, then retired.

@@ -6,7 +6,7 @@
 //!   ([`KeySet`]), what has been revoked ([`Revocations`]), and the live API keys ([`ApiKeys`]). Copies are cheap, so whoever hears of a
 //!   change makes the next state from the last and puts it in place whole.
 //! - [`Verifier`] holds the current state and answers [`Verifier::verify`] without a lock, a database
-//!   or a network. It also knows how old its knowledge is ([`Verifier::staleness`]).
+//!   or a network. It remembers which signatures it has checked, bounded by [`Policy::cached_tokens`], and also knows how old its knowledge is ([`Verifier::staleness`]).
 //! - A good access token or API key gives a [`Caller`]. A bad one gives a [`Rejection`], the exact reason, which is for
 //!   logs and metrics; whoever sent the token learns only that it is not valid.
 //! - [`Claims`] is the wire form of an access token (RFC 9068), shared with the side that mints.
@@ -51,11 +51,13 @@
 //! the caller is and which scopes the token carries.
 
 mod api_key;
+mod cache;
 mod caller;
 mod claims;
 mod clock;
 mod key;
 mod object;
+mod proof;
 mod rejection;
 mod revocations;
 mod token;
@@ -65,6 +67,7 @@ mod verifier;
 pub use api_key::{
     API_KEY_LENGTH, API_KEY_PREFIX, ApiKey, ApiKeyHash, ApiKeySecret, ApiKeys, api_key_text,
 };
+pub use cache::CacheCounts;
 pub use caller::{Caller, Credential, Subject};
 pub use claims::Claims;
 pub use clock::{Clock, SystemClock};

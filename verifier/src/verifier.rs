@@ -1,7 +1,8 @@
 //! The decision: is this token good, by what is known now?
 //!
 //! The order is from cheap to dear, and nothing in a token is believed before its signature: form,
-//! key, signature, claims, revocation. No I/O, no lock on the way of a decision, no cache of verdicts.
+//! key, signature, claims, revocation. No I/O, and no lock that a writer of states holds. That a signature
+//! is good is remembered (see `cache`), a verdict never.
 //!
 //! It does not fetch its knowledge. A feed hands it states and tells it when it has heard that there
 //! is nothing newer; from that the verifier knows its own staleness. What to do about staleness is
@@ -12,11 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
-use crate::token::Token;
+use crate::cache::TokenCache;
+use crate::proof::{Proof, check_audience, check_expiry, check_revocations, trusted_key};
 use crate::{
-    API_KEY_PREFIX, ApiKeyHash, Caller, Claims, Clock, Credential, Rejection, Subject, TrustState,
+    API_KEY_PREFIX, ApiKeyHash, CacheCounts, Caller, Clock, Credential, MAX_TOKEN_BYTES, Rejection,
+    TrustState,
 };
 
 /// How strict a verifier is where the standards leave a choice.
@@ -25,6 +28,10 @@ pub struct Policy {
     /// How far this machine's clock may be off when it looks at `exp`, `nbf` and `iat`. 5 seconds by
     /// default: clocks kept by NTP differ by much less. Counts as [`Policy::MAX_LEEWAY`] if larger.
     pub leeway: Duration,
+    /// How many verified access tokens are remembered, so that their signatures need not be checked
+    /// again; about a kilobyte each. 10,000 by default; 0 checks every signature every time. Counts as
+    /// [`Policy::MAX_CACHED_TOKENS`] if larger.
+    pub cached_tokens: usize,
 }
 
 /// Decides whether tokens are good, by the trust state that it was last given.
@@ -37,17 +44,22 @@ pub struct Verifier {
     known_as_of: AtomicU64,
     clock: Arc<dyn Clock>,
     leeway: SignedDuration,
+    tokens: TokenCache,
 }
 
 impl Policy {
     /// The most that `leeway` can be: 30 seconds.
     pub const MAX_LEEWAY: Duration = Duration::from_secs(30);
+
+    /// The most that `cached_tokens` can be: ten million.
+    pub const MAX_CACHED_TOKENS: usize = 10_000_000;
 }
 
 impl Default for Policy {
     fn default() -> Self {
         Self {
             leeway: Duration::from_secs(5),
+            cached_tokens: 10_000,
         }
     }
 }
@@ -62,6 +74,7 @@ impl Verifier {
             writer: Mutex::new(()),
             known_as_of: AtomicU64::new(0),
             clock,
+            tokens: TokenCache::new(policy.cached_tokens.min(Policy::MAX_CACHED_TOKENS)),
             leeway: SignedDuration::try_from(leeway).unwrap_or_default(),
         }
     }
@@ -125,21 +138,42 @@ impl Verifier {
     /// # Errors
     ///
     /// The exact [`Rejection`], which the sender of the credential must not learn.
-    pub fn verify(&self, credential: &str, audience: Option<&str>) -> Result<Caller, Rejection> {
+    pub fn verify(
+        &self,
+        credential: &str,
+        audience: Option<&str>,
+    ) -> Result<Arc<Caller>, Rejection> {
         let state = self.state.load();
         let state = state.as_deref().ok_or(Rejection::NotReady)?;
         if credential.starts_with(API_KEY_PREFIX) {
             let hash = ApiKeyHash::of(credential).ok_or(Rejection::Malformed("api key"))?;
             let caller = state.api_keys.caller(hash, self.clock.now())?;
             check_audience(state, &caller.audience, audience)?;
-            return Ok(caller);
+            return Ok(Arc::clone(caller));
         }
-        let (claims, key_id) = authentic_claims(state, credential)?;
-        self.check_claims(state, &claims)?;
-        check_audience(state, &claims.aud, audience)?;
-        let caller = caller(claims, key_id)?;
-        check_revocations(state, &caller)?;
-        Ok(caller)
+        if credential.len() > MAX_TOKEN_BYTES {
+            return Err(Rejection::TooLong);
+        }
+        let digest = self.tokens.digest(credential);
+        let known = self.tokens.get(digest.as_ref(), |proof| proof.holds(state));
+        let is_new = known.is_none();
+        let proof = match known {
+            Some(proof) => proof,
+            None => Arc::new(Proof::of(credential, state)?),
+        };
+        let verdict = proof.judge(state, self.clock.now(), self.leeway, audience);
+        match verdict {
+            Ok(()) if is_new => self.tokens.insert(digest, Arc::clone(&proof)),
+            // Another audience's: it stays as good as it was.
+            Ok(()) | Err(Rejection::Audience) => {}
+            Err(_) => self.tokens.remove(digest.as_ref()),
+        }
+        verdict.map(|()| Arc::clone(proof.caller()))
+    }
+
+    /// How often a token's signature had been checked before, and how many tokens are remembered.
+    pub fn cache_counts(&self) -> CacheCounts {
+        self.tokens.counts()
     }
 
     /// Decides whether a credential that was good is so still: for work that outlives one decision,
@@ -154,15 +188,13 @@ impl Verifier {
         let now = self.clock.now();
         match &caller.credential {
             Credential::AccessToken { key_id, .. } => {
-                if state.keys.get(key_id).is_none() {
-                    return Err(Rejection::UnknownKey);
-                }
+                trusted_key(state, key_id)?;
                 check_expiry(caller, now, self.leeway)?;
                 check_revocations(state, caller)
             }
             Credential::ApiKey { hash, .. } => {
                 let known = state.api_keys.caller(*hash, now)?;
-                if known.scopes != caller.scopes {
+                if known.scopes != caller.scopes || known.audience != caller.audience {
                     return Err(Rejection::ScopesChanged);
                 }
                 Ok(())
@@ -170,119 +202,4 @@ impl Verifier {
             Credential::Certificate => check_expiry(caller, now, SignedDuration::ZERO),
         }
     }
-
-    fn check_claims(&self, state: &TrustState, claims: &Claims) -> Result<(), Rejection> {
-        if claims.iss != state.issuer {
-            return Err(Rejection::Issuer);
-        }
-        let now = self.clock.now();
-        // "On or after" exp it must not be accepted (RFC 7519, section 4.1.4).
-        if now.duration_since(timestamp(claims.exp)?) >= self.leeway {
-            return Err(Rejection::Expired);
-        }
-        if timestamp(claims.nbf)?.duration_since(now) > self.leeway {
-            return Err(Rejection::NotYetValid);
-        }
-        if timestamp(claims.iat)?.duration_since(now) > self.leeway {
-            return Err(Rejection::IssuedInFuture);
-        }
-        Ok(())
-    }
-}
-
-/// The claims of a token, once its signature says that they are ours.
-fn authentic_claims(state: &TrustState, token: &str) -> Result<(Claims, String), Rejection> {
-    let token = Token::parse(token)?;
-    if state.revocations.is_key_revoked(&token.kid) {
-        return Err(Rejection::KeyRevoked);
-    }
-    let key = state.keys.get(&token.kid).ok_or(Rejection::UnknownKey)?;
-    if token.algorithm != key.algorithm().name() {
-        return Err(Rejection::Algorithm);
-    }
-    if !key.verifies(token.signed, &token.signature) {
-        return Err(Rejection::Signature);
-    }
-    let claims = serde_json::from_slice(&token.claims);
-    let claims = claims.map_err(|_| Rejection::Malformed("claims"))?;
-    Ok((claims, token.kid))
-}
-
-fn check_expiry(caller: &Caller, now: Timestamp, leeway: SignedDuration) -> Result<(), Rejection> {
-    match caller.expires_at {
-        Some(expires_at) if now.duration_since(expires_at) >= leeway => Err(Rejection::Expired),
-        _ => Ok(()),
-    }
-}
-
-fn check_audience(
-    state: &TrustState,
-    meant_for: &[String],
-    audience: Option<&str>,
-) -> Result<(), Rejection> {
-    let meant_for_us = match audience {
-        Some(audience) => meant_for.iter().any(|meant| meant == audience),
-        None => meant_for
-            .iter()
-            .any(|meant| state.audiences.contains(meant)),
-    };
-    if meant_for_us {
-        Ok(())
-    } else {
-        Err(Rejection::Audience)
-    }
-}
-
-fn check_revocations(state: &TrustState, caller: &Caller) -> Result<(), Rejection> {
-    let (
-        Some(user_id),
-        Credential::AccessToken {
-            session_id,
-            key_id,
-            epoch,
-            ..
-        },
-    ) = (caller.user_id(), &caller.credential)
-    else {
-        return Ok(());
-    };
-    if state.revocations.is_key_revoked(key_id) {
-        return Err(Rejection::KeyRevoked);
-    }
-    if state.revocations.is_session_revoked(*session_id) {
-        return Err(Rejection::SessionRevoked);
-    }
-    match state.revocations.min_epoch(user_id) {
-        Some(min_epoch) if *epoch < min_epoch => Err(Rejection::UserRevoked),
-        _ => Ok(()),
-    }
-}
-
-fn caller(claims: Claims, key_id: String) -> Result<Caller, Rejection> {
-    Ok(Caller {
-        subject: Subject::User(claims.sub),
-        credential: Credential::AccessToken {
-            session_id: claims.sid,
-            token_id: claims.jti,
-            key_id,
-            epoch: claims.epoch,
-            auth_methods: claims.amr,
-            authenticated_at: timestamp(claims.auth_time)?,
-        },
-        client_id: claims.client_id,
-        roles: claims.roles,
-        scopes: claims
-            .scope
-            .split_ascii_whitespace()
-            .map(str::to_owned)
-            .collect(),
-        audience: claims.aud,
-        issued_at: timestamp(claims.iat)?,
-        expires_at: Some(timestamp(claims.exp)?),
-    })
-}
-
-/// An integer so large that no calendar has it is a malformed claim.
-fn timestamp(seconds: i64) -> Result<Timestamp, Rejection> {
-    Timestamp::from_second(seconds).map_err(|_| Rejection::Malformed("claims"))
 }

@@ -16,11 +16,11 @@ use crate::minting::{
 const LEEWAY: i64 = 5;
 const MALFORMED: Rejection = Rejection::Malformed("claims");
 
-fn verdict(claims: Value) -> Result<Caller, Rejection> {
+fn verdict(claims: Value) -> Result<Arc<Caller>, Rejection> {
     verifier().0.verify(&with(json!({}), claims), None)
 }
 
-fn verdict_on_text(claims: &str) -> Result<Caller, Rejection> {
+fn verdict_on_text(claims: &str) -> Result<Arc<Caller>, Rejection> {
     let token = Signer::ed25519().token(&good_header().to_string(), claims);
     verifier().0.verify(&token, None)
 }
@@ -33,7 +33,7 @@ fn second(second: i64) -> Timestamp {
 fn a_good_token_gives_its_caller() {
     let caller = verdict(json!({})).unwrap();
     assert_eq!(
-        caller,
+        *caller,
         Caller {
             subject: Subject::User(USER),
             credential: Credential::AccessToken {
@@ -209,7 +209,7 @@ fn the_audience_is_exact() {
     let verdict = |aud: Value, asked: Option<&str>| {
         verifier
             .verify(&with(json!({}), json!({ "aud": aud })), asked)
-            .map(|caller| caller.audience)
+            .map(|caller| caller.audience.clone())
     };
     for aud in [
         json!([]),
@@ -284,6 +284,7 @@ fn leeway_is_the_policys_but_never_beyond_its_bound() {
         let clock = Arc::new(MockClock::default());
         let policy = Policy {
             leeway: Duration::from_secs(leeway),
+            ..Policy::default()
         };
         let verifier = Verifier::new(clock.clone(), policy);
         verifier.replace(trust_state());

@@ -1,12 +1,18 @@
 //! The verifier by its public face: tokens in, verdicts out.
 
 #[cfg(test)]
+mod api_keys;
+#[cfg(test)]
 mod attacks;
+#[cfg(test)]
+mod cache;
 #[cfg(test)]
 mod claims;
 #[cfg(test)]
 mod interoperation;
 #[cfg(test)]
 mod minting;
+#[cfg(test)]
+mod recheck;
 #[cfg(test)]
 mod state;

@@ -11,8 +11,8 @@ use aws_lc_rs::signature::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_verifier::{
-    Algorithm, ApiKeys, Clock, KeySet, KeyState, Policy, PublicKey, Revocations, TrustState,
-    Verifier,
+    Algorithm, ApiKey, ApiKeyHash, ApiKeySecret, ApiKeys, Clock, KeySet, KeyState, Policy,
+    PublicKey, Revocations, TrustState, Verifier, api_key_text,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ pub(crate) const ISSUER: &str = "https://auth.example.com";
 pub(crate) const NOW: i64 = 1_800_000_000;
 pub(crate) const USER: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
 pub(crate) const SESSION: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0002);
+pub(crate) const KEY: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0004);
 pub(crate) const TOKEN: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0003);
 
 /// Milliseconds, of both clocks.
@@ -59,6 +60,11 @@ pub(crate) enum Signer {
 impl Signer {
     pub(crate) fn ed25519() -> Self {
         Self::Ed25519(Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap())
+    }
+
+    /// An Ed25519 key that is trusted nowhere.
+    pub(crate) fn foreign() -> Self {
+        Self::Ed25519(Ed25519KeyPair::from_seed_unchecked(&[8; 32]).unwrap())
     }
 
     pub(crate) fn es256() -> Self {
@@ -107,6 +113,30 @@ pub(crate) fn verifier() -> (Verifier, Arc<MockClock>) {
     let verifier = Verifier::new(clock.clone(), Policy::default());
     verifier.replace(trust_state());
     (verifier, clock)
+}
+
+/// The text of the API key number `n`.
+pub(crate) fn secret(n: u8) -> String {
+    api_key_text(&[n; 24])
+}
+
+/// A good API key, `USER`'s for "orders", with these secrets and until when each is good.
+pub(crate) fn api_key(secrets: &[(&str, Option<i64>)]) -> ApiKey {
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let secrets = secrets.iter().map(|(text, until)| ApiKeySecret {
+        hash: ApiKeyHash::of(text).unwrap(),
+        expires_at: until.map(at),
+    });
+    ApiKey {
+        id: KEY,
+        owner: USER,
+        name: "importer".into(),
+        scopes: vec!["orders.read".into()],
+        audience: vec!["orders".into()],
+        created_at: at(NOW - 60),
+        expires_at: None,
+        secrets: secrets.collect(),
+    }
 }
 
 pub(crate) fn trust_state() -> TrustState {
