@@ -38,7 +38,11 @@ const STOP: Duration = Duration::from_secs(10);
 const CONT: Duration = Duration::from_secs(20);
 const END: Duration = Duration::from_secs(30);
 
-const EMAIL: &str = "demo@example.com";
+/// Logs in again and again. An account has so many sessions at most, and its
+/// oldest make room.
+const LOGS_IN: &str = "logins@example.com";
+/// Logs in once, and its token is validated.
+const IS_VALIDATED: &str = "validations@example.com";
 const PASSWORD: &str = "correct horse battery staple";
 
 /// A call that has ended: when it was due, how long it took from then, and how
@@ -86,7 +90,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         }),
         pace(start, LOGIN_EVERY, || {
             let mut client = AuthServiceClient::new(channel.clone());
-            async move { client.login(credentials()).await.map(drop) }
+            async move { client.login(credentials(LOGS_IN)).await.map(drop) }
         }),
         watch(start, channel.clone()),
         outage(start, &cluster),
@@ -94,9 +98,9 @@ async fn main() -> anyhow::Result<ExitCode> {
     Ok(report(&validations, &logins, &flips, &outage?))
 }
 
-fn credentials() -> LoginRequest {
+fn credentials(email: &str) -> LoginRequest {
     LoginRequest {
-        identifier: EMAIL.to_owned(),
+        identifier: email.to_owned(),
         password: PASSWORD.to_owned(),
         ..LoginRequest::default()
     }
@@ -105,13 +109,15 @@ fn credentials() -> LoginRequest {
 /// Registers and logs in; returns the access token.
 async fn enter(channel: Channel) -> anyhow::Result<String> {
     let mut client = AuthServiceClient::new(channel);
-    let request = RegisterRequest {
-        email: EMAIL.to_owned(),
-        password: PASSWORD.to_owned(),
-        ..RegisterRequest::default()
-    };
-    client.register(request).await?;
-    let reply = client.login(credentials()).await?.into_inner();
+    for email in [LOGS_IN, IS_VALIDATED] {
+        let request = RegisterRequest {
+            email: email.to_owned(),
+            password: PASSWORD.to_owned(),
+            ..RegisterRequest::default()
+        };
+        client.register(request).await?;
+    }
+    let reply = client.login(credentials(IS_VALIDATED)).await?.into_inner();
     let Some(login_response::Result::Tokens(tokens)) = reply.result else {
         anyhow::bail!("login gave no tokens");
     };

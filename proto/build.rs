@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "countersign/v1/auth.proto",
     "countersign/v1/reason.proto",
     "countersign/v1/role.proto",
     "countersign/v1/session.proto",
     "countersign/v1/token.proto",
+    "countersign/v1/trust.proto",
     "countersign/v1/user.proto",
 ];
 

@@ -23,12 +23,14 @@ use crate::{
     crypto::{Lanes, MasterKey, Sealer, SystemEntropy},
     domain::Entropy,
     error::{Error, Result, chain},
-    grpc::{self, Api, TokenApi},
+    grpc::{self, Api, TokenApi, TrustApi},
     health::{Health, Readiness},
     http::SidePort,
     listen::Listener,
     middleware::{self, PeerLimits, access},
-    service::{Core, Keyring, Policy, Trust, Work, janitor::Janitor, trust::Follower, wake::Wake},
+    service::{
+        Core, Feed, Keyring, Policy, Trust, Work, janitor::Janitor, trust::Follower, wake::Wake,
+    },
     store::Store,
     telemetry::{self, Telemetry},
 };
@@ -103,7 +105,7 @@ pub async fn core(
 #[derive(Debug)]
 pub struct Node {
     core: Arc<Core>,
-    verifier: Arc<Verifier>,
+    feed: Arc<Feed>,
     address: String,
     http_address: SocketAddr,
     /// Cancelled when the node begins to stop: it tells so, accepts nothing
@@ -187,6 +189,14 @@ impl Node {
         let (reporter, health) = tonic_health::server::health_reporter();
         let jwks_max_age = Duration::from_secs(config.http.jwks_max_age_seconds);
         let routes = TokenApi::new(Arc::clone(&verifier), jwks_max_age).routes(Routes::default());
+        let feed = Arc::new(Feed::new(Arc::clone(&verifier)));
+        let trust = TrustApi::new(
+            Arc::clone(&feed),
+            Arc::clone(&clock),
+            Arc::clone(&entropy),
+            draining.clone(),
+        );
+        let routes = trust.routes(routes);
         let api = Api::new(Arc::clone(&core), Work::new(work.clone(), calls.clone()));
         let mut routes = api.routes(routes).add_service(health);
         if config.reflection {
@@ -221,7 +231,7 @@ impl Node {
         tasks.spawn("the limits per peer", &serving, sweeping.map(Ok));
 
         let poll = Duration::from_millis(config.database.trust_poll_ms);
-        let follower = Follower::new(Arc::clone(&core), Arc::clone(&verifier), poll);
+        let follower = Follower::new(Arc::clone(&core), Arc::clone(&feed), poll);
         tasks.spawn("following the trust log", work, follower.run(over.clone()));
         let listening = Wake::new(Arc::clone(&core)).run(over.clone());
         tasks.spawn("listening to the trust log", work, listening.map(Ok));
@@ -233,7 +243,7 @@ impl Node {
         tasks.spawn("probing the database", work, probe.map(Ok));
         Ok(Self {
             core,
-            verifier,
+            feed,
             address,
             http_address,
             draining,
@@ -259,10 +269,15 @@ impl Node {
         &self.core
     }
 
+    /// What validators are told.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
     /// Waits until keys and revocations are loaded, so that tokens validate.
     pub async fn ready(&self) -> anyhow::Result<()> {
         let loaded = async {
-            while self.verifier.applied_seq().is_none() {
+            while self.feed.verifier().applied_seq().is_none() {
                 sleep(READY_POLL).await;
             }
         };

@@ -59,8 +59,11 @@ impl Error {
             violations: Violations::default(),
             metadata: Vec::new(),
             quota: None,
-            retry_after: matches!(reason, Reason::OutcomeUnknown | Reason::NotReady)
-                .then_some(RETRY),
+            retry_after: matches!(
+                reason,
+                Reason::OutcomeUnknown | Reason::NotReady | Reason::FeedLagged
+            )
+            .then_some(RETRY),
             cause: None,
         }))
     }
@@ -155,7 +158,10 @@ pub fn code(reason: Reason) -> Code {
         Reason::PermissionDenied
         | Reason::CurrentPasswordIncorrect
         | Reason::TargetOutranksCaller => Code::PermissionDenied,
-        Reason::UserNotFound | Reason::RoleNotFound | Reason::SessionNotFound => Code::NotFound,
+        Reason::UserNotFound
+        | Reason::RoleNotFound
+        | Reason::SessionNotFound
+        | Reason::StreamNotFound => Code::NotFound,
         Reason::EmailTaken | Reason::UsernameTaken | Reason::RoleExists => Code::AlreadyExists,
         Reason::LastAdmin | Reason::RoleBuiltIn | Reason::RoleInUse | Reason::TooManyRoles => {
             Code::FailedPrecondition
@@ -165,6 +171,7 @@ pub fn code(reason: Reason) -> Code {
         }
         Reason::DependencyUnavailable | Reason::NotReady => Code::Unavailable,
         Reason::OutcomeUnknown => Code::Unknown,
+        Reason::FeedLagged => Code::Aborted,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::Cancelled => Code::Cancelled,
         Reason::MethodUnknown => Code::Unimplemented,
@@ -189,6 +196,8 @@ fn message(reason: Reason) -> &'static str {
         Reason::UserNotFound => "there is no such user",
         Reason::RoleNotFound => "there is no such role",
         Reason::SessionNotFound => "there is no such live session",
+        Reason::StreamNotFound => "this node has no such stream of WatchTrust",
+        Reason::FeedLagged => "the reader was too slow; watch again from the last position",
         Reason::EmailTaken => "another account has this e-mail address",
         Reason::UsernameTaken => "another account has this username",
         Reason::RoleExists => "there is a role of this name",

@@ -50,6 +50,8 @@ permissions! {
     SessionsRead = "countersign.sessions.read",
     /// End everyone's sessions.
     SessionsRevoke = "countersign.sessions.revoke",
+    /// Follow what validators are told: keys, revocations, API keys.
+    TrustWatch = "countersign.trust.watch",
 }
 
 impl PermissionName {

@@ -6,7 +6,10 @@ mod convert;
 mod role;
 mod session;
 mod token;
+mod trust;
 mod user;
+
+pub use trust::TrustApi;
 
 use std::{future::Future, sync::Arc, time::Duration};
 

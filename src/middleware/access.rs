@@ -9,7 +9,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use Class::{Hash, Read, Stream, Validate, Write};
 use Permission::{
-    RolesGrant, RolesRead, RolesWrite, UsersDelete, UsersRead, UsersSetPassword, UsersWrite,
+    RolesGrant, RolesRead, RolesWrite, TrustWatch, UsersDelete, UsersRead, UsersSetPassword,
+    UsersWrite,
 };
 use Who::{Caller, Needs, OptionalCaller, Public};
 
@@ -198,6 +199,16 @@ pub static ROWS: &[Row] = &[
         Write,
     )
     .stored(),
+    row(
+        "/countersign.v1.TrustService/WatchTrust",
+        Needs(TrustWatch),
+        Stream,
+    ),
+    row(
+        "/countersign.v1.TrustService/AckTrust",
+        Needs(TrustWatch),
+        Validate,
+    ),
     row("/grpc.health.v1.Health/Check", Public, Validate),
     row("/grpc.health.v1.Health/Watch", Public, Stream),
     row(

@@ -10,6 +10,7 @@
 //! | `keyring` | the keys in use, and their creation at first start |
 //! | `trust` | following the trust log |
 //! | `wake` | being told that it has grown |
+//! | `feed` | telling validators what the log says |
 //! | `once` | idempotency of what creates |
 //! | `authority` | who may act upon whom |
 //! | `record` | audit events from calls |
@@ -17,6 +18,7 @@
 //! | `work` | the runtime that all of this runs on |
 
 pub mod authority;
+pub mod feed;
 pub mod janitor;
 pub mod keyring;
 pub mod login;
@@ -42,6 +44,7 @@ use countersign_verifier::Clock;
 
 use crate::{crypto::Lanes, domain::Entropy, store::Store};
 
+pub use feed::Feed;
 pub use keyring::Keyring;
 pub use trust::Trust;
 pub use work::Work;

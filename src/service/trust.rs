@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use countersign_verifier::{ApiKeys, Revocations, TrustState, Verifier};
+use countersign_verifier::{ApiKeys, Delta, Revocations, TrustState};
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{Notify, watch},
@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Core, keyring, token};
+use super::{Core, Feed, keyring, token};
 use crate::{
     domain::{
         Call,
@@ -94,7 +94,7 @@ pub(super) async fn reach_head(core: &Core, call: &Call) -> Result<()> {
 #[derive(Debug)]
 pub struct Follower {
     core: Arc<Core>,
-    verifier: Arc<Verifier>,
+    feed: Arc<Feed>,
     poll: Duration,
     call: Call,
     cursor: Cursor,
@@ -109,15 +109,15 @@ struct Cursor {
 }
 
 impl Follower {
-    /// Feeds `verifier` from the log, looking every `poll` and when woken.
-    pub fn new(core: Arc<Core>, verifier: Arc<Verifier>, poll: Duration) -> Self {
+    /// Tells `feed` what is in the log, looking every `poll` and when woken.
+    pub fn new(core: Arc<Core>, feed: Arc<Feed>, poll: Duration) -> Self {
         let cursor = Cursor {
             seq: 0,
             nonce: Uuid::nil(),
         };
         Self {
             core,
-            verifier,
+            feed,
             poll,
             call: Call::internal("trust-log"),
             cursor,
@@ -174,6 +174,9 @@ impl Follower {
                 );
             }
             quiet = outcome.is_err();
+            if let Some(age) = self.feed.verifier().staleness() {
+                metrics::gauge!("countersign_trust_age_seconds").set(age.as_secs_f64());
+            }
             self.prune();
         }
     }
@@ -211,15 +214,13 @@ impl Follower {
             let entries = self.entries(from).await?;
             let Some(last) = entries.last() else { break };
             from = last.seq;
-            for entry in &entries {
-                self.apply(&mut state.revocations, entry);
-            }
+            state.apply(&self.revoked(&entries, Cursor { seq, nonce }));
             if from >= seq {
                 break;
             }
         }
-        self.verifier.replace(state);
-        self.verifier.heard_as_of(began);
+        self.feed.replace(state);
+        self.feed.verifier().heard_as_of(began);
         self.reached(Cursor { seq, nonce });
         Ok(())
     }
@@ -234,7 +235,7 @@ impl Follower {
             };
             let at = self.cursor;
             if head == at.seq && nonce == at.nonce {
-                self.verifier.heard_as_of(began);
+                self.feed.verifier().heard_as_of(began);
                 return Ok(());
             }
             // One entry back, to see that it is still the one that we know.
@@ -255,7 +256,7 @@ impl Follower {
                     applied = at.seq,
                     "the trust log does not go on from what is known; reading it whole"
                 );
-                let state = self.verifier.state();
+                let state = self.feed.verifier().state();
                 let known = state.map(|s| s.revocations.clone()).unwrap_or_default();
                 return self.snapshot(known).await;
             };
@@ -263,29 +264,26 @@ impl Follower {
                 seq: last.seq,
                 nonce: last.nonce,
             };
-            // Before the keys: one that does not open must keep no revocation
-            // from being heard.
-            self.verifier.update(|state| {
-                for entry in &new {
-                    self.apply(&mut state.revocations, entry);
-                }
-            });
+            let mut delta = self.revoked(&new, cursor);
             if new.iter().any(TrustEntry::is_about_keys) {
+                // First, and from where we were: a key that does not open must
+                // keep no revocation from being heard.
+                self.feed.publish(Delta {
+                    seq: at.seq,
+                    nonce: at.nonce,
+                    ..delta.clone()
+                });
                 let keys = self
                     .core
                     .keyring
                     .reload(&self.core.store, &self.call)
                     .await?;
-                self.verifier
-                    .update(|state| state.keys = keys.public.clone());
+                delta.keys = Some(keys.public.clone());
             }
-            self.verifier.update(|state| {
-                state.seq = cursor.seq;
-                state.nonce = cursor.nonce;
-            });
+            self.feed.publish(delta);
             self.reached(cursor);
             if cursor.seq >= head {
-                self.verifier.heard_as_of(began);
+                self.feed.verifier().heard_as_of(began);
             }
         }
     }
@@ -295,17 +293,26 @@ impl Follower {
         trust::since(&mut conn, after, BATCH).await
     }
 
-    fn apply(&self, revocations: &mut Revocations, entry: &TrustEntry) {
+    /// What the entries revoke, up to a position.
+    fn revoked(&self, entries: &[TrustEntry], to: Cursor) -> Delta {
         let keep_until = self.uptime() + token::RETENTION;
-        match entry.change {
-            TrustChange::SessionRevoked { session_id } => {
-                revocations.revoke_session(session_id.0, keep_until);
+        let mut delta = Delta {
+            seq: to.seq,
+            nonce: to.nonce,
+            ..Delta::default()
+        };
+        for entry in entries {
+            match entry.change {
+                TrustChange::SessionRevoked { session_id } => {
+                    delta.sessions.push((session_id.0, keep_until));
+                }
+                TrustChange::UserEpoch { user_id, min_epoch } => {
+                    delta.users.push((user_id.0, min_epoch, keep_until));
+                }
+                TrustChange::SigningKeys | TrustChange::SecretKeys => {}
             }
-            TrustChange::UserEpoch { user_id, min_epoch } => {
-                revocations.revoke_user(user_id.0, min_epoch, keep_until);
-            }
-            TrustChange::SigningKeys | TrustChange::SecretKeys => {}
         }
+        delta
     }
 
     /// Forgets what has expired; looks at every entry, so not at every poll.
@@ -313,15 +320,13 @@ impl Follower {
         let now = self.uptime();
         if now >= self.prune_at {
             self.prune_at = now + PRUNE_EVERY;
-            self.verifier.update(|state| state.revocations.prune(now));
+            let verifier = self.feed.verifier();
+            verifier.update(|state| state.revocations.prune(now));
         }
     }
 
-    /// The monotonic clock as a timestamp: a wall clock that steps must not
-    /// make this node forget a revocation.
     fn uptime(&self) -> Timestamp {
-        let uptime = SignedDuration::try_from(self.core.clock.monotonic());
-        Timestamp::UNIX_EPOCH + uptime.unwrap_or(SignedDuration::ZERO)
+        self.feed.verifier().uptime()
     }
 
     fn reached(&mut self, cursor: Cursor) {

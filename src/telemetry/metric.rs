@@ -85,6 +85,12 @@ pub const METRICS: &[Metric] = &[
         "Queries of the database",
     ),
     metric(
+        "countersign_feed_ended_total",
+        Kind::Counter,
+        &["reason"],
+        "Streams of validators that this node ended",
+    ),
+    metric(
         "countersign_hash_queue_depth",
         Kind::Gauge,
         &[],
@@ -152,10 +158,22 @@ pub const METRICS: &[Metric] = &[
         "Access tokens that were refused, by the exact reason",
     ),
     metric(
+        "countersign_trust_age_seconds",
+        Kind::Gauge,
+        &[],
+        "How old this node's knowledge of keys and revocations is",
+    ),
+    metric(
         "countersign_trust_listener_state",
         Kind::Gauge,
         &[],
         "Whether PostgreSQL tells at once of changes in the trust log: 1 it does, 0 the poll finds them",
+    ),
+    metric(
+        "countersign_validators",
+        Kind::Gauge,
+        &[],
+        "Validators that follow this node's feed",
     ),
 ];
 

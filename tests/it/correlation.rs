@@ -500,6 +500,7 @@ const BACKGROUND: &[&str] = &[
     "health",
     "created the first signing key",
     "ready: keys and revocations are loaded",
+    "listening for changes of the trust log",
 ];
 
 on_both! {

@@ -61,7 +61,8 @@ fn walk(message: &MessageDescriptor, prefix: &str, numbers: &[u32], all: &mut Ve
         };
         let numbers = [numbers, &[field.number()]].concat();
         let shape = match field.kind() {
-            Kind::String => Shape::Text,
+            // Bytes are as long as an id, which no text here is.
+            Kind::String | Kind::Bytes => Shape::Text,
             Kind::Bool | Kind::Int32 | Kind::Int64 | Kind::Enum(_) => Shape::Number,
             Kind::Message(inner) => {
                 walk(&inner, &reported, &numbers, all);
@@ -72,10 +73,12 @@ fn walk(message: &MessageDescriptor, prefix: &str, numbers: &[u32], all: &mut Ve
                 field.full_name()
             ),
         };
-        // A map's value needs a legal key, an item's audience a token.
+        // A map's value needs a legal key, an item's audience a token, a number
+        // of the trust log its nonce.
         let beside = match field.full_name() {
             _ if message.is_map_entry() && field.number() == 2 => write(&[1], Wire::Text(b"k")),
             "countersign.v1.ValidateTokenRequest.audience" => write(&[1], Wire::Text(b"t")),
+            "countersign.v1.TrustPosition.seq" => write(&[2], Wire::Text(&[7; 16])),
             _ => Vec::new(),
         };
         all.push(Field {
@@ -358,6 +361,7 @@ fn is_unknown(rpc: &str, field: &str, status: &Status) -> bool {
     match field {
         "user_id" | "user.user_id" => reason == "USER_NOT_FOUND",
         "session_id" => reason == "SESSION_NOT_FOUND",
+        "stream_id" => reason == "STREAM_NOT_FOUND",
         "role" | "roles" | "role.name" => reason == "ROLE_NOT_FOUND",
         "name" if rpc == "RoleService/DeleteRole" => reason == "ROLE_NOT_FOUND",
         "identifier" | "password" if rpc == "AuthService/Login" => reason == "LOGIN_FAILED",

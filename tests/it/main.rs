@@ -39,5 +39,6 @@ mod refresh;
 mod roles;
 mod rooms;
 mod sessions;
+mod trust;
 mod users;
 mod wire;

@@ -103,6 +103,8 @@ const TABLE: &[Row] = &[
     // Whether another's session is there is not for everybody to know.
     row("SessionService/RevokeSession", "countersign.sessions.revoke",    [NONE, BAD_, GOOD, HIDE, HIDE, GOOD, HIGH, GOOD]),
     row("SessionService/RevokeAllSessions", "countersign.sessions.revoke",[NONE, BAD_, GOOD, DENY, DENY, GOOD, HIGH, GOOD]),
+    row("TrustService/WatchTrust", "countersign.trust.watch",             [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("TrustService/AckTrust", "countersign.trust.watch",               [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
 ];
 
 fn all_but(needed: &str) -> Vec<&'static str> {

@@ -86,6 +86,13 @@ impl Algorithm {
         }
     }
 
+    /// The algorithm of this name on the wire.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Ed25519, Self::Es256]
+            .into_iter()
+            .find(|algorithm| algorithm.name() == name)
+    }
+
     fn verification(self) -> &'static dyn VerificationAlgorithm {
         match self {
             Self::Ed25519 => &ED25519,
@@ -145,9 +152,14 @@ impl PublicKey {
         self.state
     }
 
+    /// The raw public bytes, as [`new`](Self::new) takes them.
+    pub fn public_bytes(&self) -> &[u8] {
+        self.parsed.as_ref()
+    }
+
     /// The key in the form that it is published in.
     pub fn jwk(&self) -> Jwk {
-        let public = self.parsed.as_ref();
+        let public = self.public_bytes();
         let (kty, crv, x, y) = match self.algorithm {
             Algorithm::Ed25519 => ("OKP", "Ed25519", public, None),
             Algorithm::Es256 => {

@@ -63,6 +63,8 @@ mod revocations;
 mod token;
 mod trust_state;
 mod verifier;
+#[cfg(feature = "wire")]
+pub mod wire;
 
 pub use api_key::{
     API_KEY_LENGTH, API_KEY_PREFIX, ApiKey, ApiKeyHash, ApiKeySecret, ApiKeys, api_key_text,

@@ -78,6 +78,30 @@ impl Revocations {
         }
     }
 
+    /// The revoked sessions, and until when each entry is kept.
+    pub fn sessions(&self) -> impl Iterator<Item = (Uuid, Timestamp)> {
+        self.sessions.iter().map(|(id, keep)| (*id, *keep))
+    }
+
+    /// The users with revoked tokens: the least epoch that is good, and until when each entry is kept.
+    pub fn users(&self) -> impl Iterator<Item = (Uuid, i64, Timestamp)> {
+        let entries = self.users.iter();
+        entries.map(|(id, entry)| (*id, entry.min_epoch, entry.keep_until))
+    }
+
+    /// Adds everything that another set of revocations holds.
+    pub fn merge(&mut self, other: &Self) {
+        for (session_id, keep_until) in other.sessions() {
+            self.revoke_session(session_id, keep_until);
+        }
+        for (user_id, min_epoch, keep_until) in other.users() {
+            self.revoke_user(user_id, min_epoch, keep_until);
+        }
+        for kid in other.keys.iter() {
+            self.revoke_key(kid);
+        }
+    }
+
     /// Whether this session is revoked.
     pub fn is_session_revoked(&self, session_id: Uuid) -> bool {
         self.sessions.contains_key(&session_id)

@@ -41,8 +41,6 @@ pub struct Delta {
     pub sessions: Vec<(Uuid, Timestamp)>,
     /// Users, the least epoch that their tokens must carry, and until when each entry is kept.
     pub users: Vec<(Uuid, i64, Timestamp)>,
-    /// Signing keys that are revoked for good.
-    pub revoked_keys: Vec<String>,
     /// All signing keys, if they changed.
     pub keys: Option<KeySet>,
     /// API keys that are new or changed.
@@ -60,9 +58,6 @@ impl TrustState {
         for (user_id, min_epoch, keep_until) in &delta.users {
             self.revocations
                 .revoke_user(*user_id, *min_epoch, *keep_until);
-        }
-        for kid in &delta.revoked_keys {
-            self.revocations.revoke_key(kid);
         }
         if let Some(keys) = &delta.keys {
             self.keys = keys.clone();

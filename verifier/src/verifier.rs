@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::cache::TokenCache;
 use crate::proof::{Proof, check_audience, check_expiry, check_revocations, trusted_key};
@@ -119,6 +119,13 @@ impl Verifier {
         self.state.load().as_ref()?;
         let known_as_of = Duration::from_nanos(self.known_as_of.load(Ordering::Relaxed));
         Some(self.clock.monotonic().saturating_sub(known_as_of))
+    }
+
+    /// The time line that revocations are kept by: the monotonic clock as a timestamp. A wall clock
+    /// that steps must not make a verifier forget a revocation.
+    pub fn uptime(&self) -> Timestamp {
+        let uptime = SignedDuration::try_from(self.clock.monotonic());
+        Timestamp::UNIX_EPOCH + uptime.unwrap_or(SignedDuration::ZERO)
     }
 
     /// The state that decisions are made by; `None` before the first.

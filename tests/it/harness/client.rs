@@ -4,7 +4,7 @@
 use countersign_proto::v1::{
     auth_service_client::AuthServiceClient, role_service_client::RoleServiceClient,
     session_service_client::SessionServiceClient, token_service_client::TokenServiceClient,
-    user_service_client::UserServiceClient,
+    trust_service_client::TrustServiceClient, user_service_client::UserServiceClient,
 };
 use tonic::{
     Code, Request, Status,
@@ -39,6 +39,7 @@ pub struct Client {
     pub users: UserServiceClient<Stub>,
     pub roles: RoleServiceClient<Stub>,
     pub sessions: SessionServiceClient<Stub>,
+    pub trust: TrustServiceClient<Stub>,
 }
 
 impl Client {
@@ -51,6 +52,7 @@ impl Client {
             users: UserServiceClient::new(stub()),
             roles: RoleServiceClient::new(stub()),
             sessions: SessionServiceClient::new(stub()),
+            trust: TrustServiceClient::new(stub()),
             channel,
         }
     }

@@ -1,11 +1,18 @@
 //! Every RPC as the descriptor names it, a valid request for each, and calls
 //! by path with bytes, so that a test can send what no stub would.
 
-use std::{collections::BTreeSet, sync::LazyLock};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use countersign::{
     domain::{Call, DisplayName, Metadata, Password, PermissionName, RoleName},
     service::{
+        feed::Seat,
         once::{Made, Repeatable},
         roles, users,
     },
@@ -23,6 +30,8 @@ use tonic::{
     metadata::MetadataValue,
     transport::Channel,
 };
+
+use uuid::Uuid;
 
 use super::world::{self, PASSWORD, Person, World};
 
@@ -55,6 +64,8 @@ pub struct Objects {
     pub held: String,
     /// What both permit.
     pub permissions: Vec<String>,
+    /// A validator that follows the first node.
+    pub validator: Arc<Seat>,
 }
 
 impl Objects {
@@ -70,6 +81,7 @@ impl Objects {
             role,
             held,
             permissions: permissions.map(str::to_owned).into(),
+            validator: validator(world),
         }
     }
 
@@ -86,8 +98,15 @@ impl Objects {
             role,
             held: RoleName::ADMIN.to_owned(),
             permissions: permissions.map(str::to_owned).into(),
+            validator: validator(world),
         }
     }
+}
+
+fn validator(world: &World) -> Arc<Seat> {
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    let id = Uuid::from_u64_pair(7, COUNT.fetch_add(1, Relaxed));
+    Arc::new(world.node.running.feed().seat(id))
 }
 
 /// Somebody who holds exactly these permissions, by the role that is returned.
@@ -266,11 +285,22 @@ pub fn request(rpc: &str, on: &Objects) -> Vec<u8> {
             keep_current: false,
         }
         .encode_to_vec(),
+        "TrustService/WatchTrust" => v1::WatchTrustRequest {
+            instance: "a validator".to_owned(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "TrustService/AckTrust" => v1::AckTrustRequest {
+            stream_id: on.validator.id().to_string(),
+            seq: 1,
+        }
+        .encode_to_vec(),
         other => panic!("{other} is new: give it a valid request here"),
     }
 }
 
-/// Calls an RPC by its path with an encoded message.
+/// Calls an RPC by its path with an encoded message. Of a stream it takes the
+/// first message.
 pub async fn call(
     channel: &Channel,
     path: &str,
@@ -284,7 +314,18 @@ pub async fn call(
         let value = MetadataValue::try_from(format!("Bearer {token}")).expect("a header");
         request.metadata_mut().insert("authorization", value);
     }
+    let is_stream = all()
+        .iter()
+        .any(|rpc| rpc.is_server_streaming() && path == self::path(&name(rpc)));
     let path = http::uri::PathAndQuery::try_from(path).expect("a path");
+    if is_stream {
+        let mut stream = grpc
+            .server_streaming(request, path, Raw)
+            .await?
+            .into_inner();
+        let first = stream.message().await?;
+        return Ok(first.expect("a stream has a first message"));
+    }
     grpc.unary(request, path, Raw)
         .await
         .map(Response::into_inner)
