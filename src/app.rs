@@ -23,7 +23,7 @@ use crate::{
     crypto::{Lanes, MasterKey, Sealer, SystemEntropy},
     domain::Entropy,
     error::{Error, Result, chain},
-    grpc::{self, Api, TokenApi, TrustApi},
+    grpc::{self, Api, TokenApi, TrustApi, ext_authz::Authorization},
     health::{Health, Readiness},
     http::SidePort,
     listen::Listener,
@@ -189,6 +189,7 @@ impl Node {
         let (reporter, health) = tonic_health::server::health_reporter();
         let jwks_max_age = Duration::from_secs(config.http.jwks_max_age_seconds);
         let routes = TokenApi::new(Arc::clone(&verifier), jwks_max_age).routes(Routes::default());
+        let routes = Authorization::new(Arc::clone(&verifier)).routes(routes);
         let feed = Arc::new(Feed::new(Arc::clone(&verifier)));
         let trust = TrustApi::new(
             Arc::clone(&feed),

@@ -61,7 +61,7 @@ impl Error {
             quota: None,
             retry_after: matches!(
                 reason,
-                Reason::OutcomeUnknown | Reason::NotReady | Reason::FeedLagged
+                Reason::OutcomeUnknown | Reason::NotReady | Reason::TrustStale | Reason::FeedLagged
             )
             .then_some(RETRY),
             cause: None,
@@ -169,7 +169,7 @@ pub fn code(reason: Reason) -> Code {
         Reason::RateLimited | Reason::Overloaded | Reason::RequestTooLarge => {
             Code::ResourceExhausted
         }
-        Reason::DependencyUnavailable | Reason::NotReady => Code::Unavailable,
+        Reason::DependencyUnavailable | Reason::NotReady | Reason::TrustStale => Code::Unavailable,
         Reason::OutcomeUnknown => Code::Unknown,
         Reason::FeedLagged => Code::Aborted,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
@@ -210,6 +210,7 @@ fn message(reason: Reason) -> &'static str {
         Reason::RequestTooLarge => "the request message is too large",
         Reason::DependencyUnavailable => "something that the call needs does not answer",
         Reason::NotReady => "the node is starting or stopping; try another one, or again later",
+        Reason::TrustStale => "what this server knows is older than the caller accepts",
         Reason::OutcomeUnknown => {
             "the change may or may not have happened; look, or retry with the same request_id \
              where there is one"
@@ -394,7 +395,7 @@ mod tests {
 
     #[test]
     fn what_a_retry_settles_says_when_to_retry() {
-        for reason in [Reason::OutcomeUnknown, Reason::NotReady] {
+        for reason in [Reason::OutcomeUnknown, Reason::NotReady, Reason::TrustStale] {
             let status = Status::from(Error::new(reason));
             let details = status.get_error_details();
             let retry = details.retry_info().and_then(|info| info.retry_delay);

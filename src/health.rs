@@ -123,6 +123,7 @@ mod tests {
 
     const AUTH: &str = "countersign.v1.AuthService";
     const TOKEN: &str = "countersign.v1.TokenService";
+    const ENVOY: &str = "envoy.service.auth.v3.Authorization";
 
     /// What is told about a service, once it is as expected or 2 seconds later.
     async fn settles(reporter: &HealthReporter, service: &str, serving: bool) -> bool {
@@ -159,7 +160,12 @@ mod tests {
         let health = Health::new(reporter.clone(), readiness, ROWS);
         let task = tokio::spawn(health.run(CancellationToken::new()));
         let all = async |server, token, auth| {
-            for (service, serving) in [(SERVER, server), (TOKEN, token), (AUTH, auth)] {
+            for (service, serving) in [
+                (SERVER, server),
+                (TOKEN, token),
+                (ENVOY, token),
+                (AUTH, auth),
+            ] {
                 assert!(
                     settles(&reporter, service, serving).await,
                     "{service:?} {serving}"

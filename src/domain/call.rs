@@ -21,6 +21,10 @@ pub const MESSAGE_BYTES: usize = 64 * 1024;
 /// The same where a request carries many tokens.
 pub const BATCH_BYTES: usize = 1024 * 1024;
 
+/// The largest message of Envoy's Check. Envoy accepts 60 KiB of headers by
+/// default, and a path among them is sent twice.
+pub const CHECK_BYTES: usize = 256 * 1024;
+
 /// Who calls, from where, until when, and what it has cost so far. Every
 /// service function takes one.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 
 mod auth;
 mod convert;
+pub mod ext_authz;
 mod role;
 mod session;
 mod token;

@@ -16,7 +16,7 @@ use Who::{Caller, Needs, OptionalCaller, Public};
 
 use crate::domain::{
     Permission,
-    call::{BATCH_BYTES, MESSAGE_BYTES},
+    call::{BATCH_BYTES, CHECK_BYTES, MESSAGE_BYTES},
 };
 
 /// What holds for one RPC.
@@ -30,6 +30,8 @@ pub struct Row {
     pub class: Class,
     /// The largest message of a request, in bytes.
     pub most_bytes: usize,
+    /// What becomes of a larger one.
+    pub larger: Larger,
     /// Whether it fails without the database; then it is refused at once while
     /// the breaker is open.
     pub needs_database: bool,
@@ -64,6 +66,16 @@ pub enum Class {
     Hash,
     /// Lives as long as the caller listens.
     Stream,
+}
+
+/// What becomes of a message that is larger than its row allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Larger {
+    /// The call fails.
+    Fails,
+    /// The handler sees an empty message: its caller must have an answer,
+    /// whatever a stranger has put into the message.
+    IsEmptied,
 }
 
 /// Limits per peer, on what lets strangers in.
@@ -209,6 +221,13 @@ pub static ROWS: &[Row] = &[
         Needs(TrustWatch),
         Validate,
     ),
+    // Public as validation is: the credential in the message is the proof.
+    row(
+        "/envoy.service.auth.v3.Authorization/Check",
+        Public,
+        Validate,
+    )
+    .about_requests(),
     row("/grpc.health.v1.Health/Check", Public, Validate),
     row("/grpc.health.v1.Health/Watch", Public, Stream),
     row(
@@ -233,6 +252,7 @@ const fn row(path: &'static str, who: Who, class: Class) -> Row {
         who,
         class,
         most_bytes: MESSAGE_BYTES,
+        larger: Larger::Fails,
         needs_database: false,
         rate: None,
     }
@@ -246,6 +266,12 @@ impl Row {
 
     const fn batch(mut self) -> Self {
         self.most_bytes = BATCH_BYTES;
+        self
+    }
+
+    const fn about_requests(mut self) -> Self {
+        self.most_bytes = CHECK_BYTES;
+        self.larger = Larger::IsEmptied;
         self
     }
 

@@ -2,7 +2,8 @@
 //! sends headers, and the rest slowly or never, holds no place that others
 //! need: places are for work, and there is none before the message is here.
 //!
-//! What may arrive is bounded: in size by the RPC's row, in time by
+//! What may arrive is bounded: in size by the RPC's row (which also says what
+//! becomes of more), in time by
 //! [`ARRIVAL`], in number by the streams of a connection, and all that has
 //! arrived in part by [`MEMORY`]. Whether the bytes are a message is for the
 //! decoder. Requests of streams pass as they are: they
@@ -25,7 +26,7 @@ use tokio::time::Sleep;
 use tower::{BoxError, Service};
 
 use super::{
-    access::Class,
+    access::{Class, Larger},
     method, refused,
     share::{Share, Stock},
 };
@@ -46,6 +47,9 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// The flag and the length before each message (gRPC over HTTP/2, "Requests").
 const PREFIX: usize = 5;
+
+/// A message of no bytes.
+const EMPTY: Bytes = Bytes::from_static(&[0; PREFIX]);
 
 /// Hands requests on when they have arrived.
 #[derive(Debug, Clone)]
@@ -99,6 +103,9 @@ pub struct Arrived {
     first: Bytes,
     more: Vec<u8>,
     most: usize,
+    larger: Larger,
+    /// It was larger, and all of it is passed over.
+    emptied: bool,
     address: Option<IpAddr>,
     memory: Arc<Stock>,
     /// Counted only while more is waited for.
@@ -146,6 +153,8 @@ where
                 first: Bytes::new(),
                 more: Vec::new(),
                 most: PREFIX + row.most_bytes,
+                larger: row.larger,
+                emptied: false,
                 address,
                 memory: Arc::clone(&self.memory),
                 held: None,
@@ -230,8 +239,17 @@ impl Arrived {
     }
 
     fn add(&mut self, data: Bytes) -> Result<()> {
+        if self.emptied {
+            return Ok(());
+        }
         if data.len() > self.most.saturating_sub(self.len()) {
-            return Err(Reason::RequestTooLarge.into());
+            if self.larger == Larger::Fails {
+                return Err(Reason::RequestTooLarge.into());
+            }
+            self.emptied = true;
+            self.first = EMPTY;
+            self.more = Vec::new();
+            return Ok(());
         }
         if self.len() == 0 {
             self.first = data;

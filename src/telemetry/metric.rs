@@ -85,6 +85,12 @@ pub const METRICS: &[Metric] = &[
         "Queries of the database",
     ),
     metric(
+        "countersign_ext_authz_checks_total",
+        Kind::Counter,
+        &["verdict"],
+        "Requests that Envoy asked about",
+    ),
+    metric(
         "countersign_feed_ended_total",
         Kind::Counter,
         &["reason"],

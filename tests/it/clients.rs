@@ -149,7 +149,7 @@ on_both! {
         let listed: BTreeSet<String> = listed.lines().map(str::to_owned).collect();
         let mut expected = services();
         expected.extend(
-            ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
+            ["envoy.service.auth.v3.Authorization", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
              "grpc.reflection.v1alpha.ServerReflection"].map(str::to_owned),
         );
         assert_eq!(listed, expected);

@@ -11,6 +11,7 @@ use tonic_health::{
 use super::*;
 use crate::middleware::{share, whole};
 
+const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 const VALIDATE_MANY: &str = "/countersign.v1.TokenService/ValidateTokens";
 
 type Sender = UnboundedSender<Result<Frame<Bytes>, Status>>;
@@ -75,6 +76,24 @@ async fn a_message_that_does_not_arrive_in_time_is_given_up() {
         drop(sender);
     }
     assert_eq!(edge.reached(), 0);
+}
+
+#[tokio::test]
+async fn envoy_has_an_answer_however_large_a_request_was_made() {
+    let edge = Edge::new();
+    let kib = |n: usize| Bytes::from(vec![7; n * 1024]);
+    let prefix = || Bytes::from_static(&[0; 5]);
+    for (frames, reads) in [
+        (vec![prefix(), kib(256)], 256 * 1024 + 5),
+        // The empty message, whatever follows.
+        (vec![prefix(), kib(256), Bytes::from_static(b"x")], 5),
+        (vec![prefix(), kib(200), kib(100), kib(1), kib(300)], 5),
+        (vec![kib(1000)], 5),
+    ] {
+        let ended = end(edge.send(with_frames(CHECK, frames)).await).await;
+        assert_eq!(ended.status.code(), Code::Ok);
+        assert_eq!(edge.last_call().cost.database_micros(), reads);
+    }
 }
 
 #[tokio::test]
