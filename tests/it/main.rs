@@ -23,6 +23,7 @@ mod cancel;
 mod cli;
 mod clients;
 mod correlation;
+mod envoy;
 mod harness;
 mod idempotency;
 mod inputs;

@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod database;
+pub mod envoy;
 pub mod lock;
 pub mod logs;
 pub mod proxy;
