@@ -3,6 +3,7 @@
 //! | path | answer |
 //! | --- | --- |
 //! | `/.well-known/jwks.json` | the public keys (RFC 7517); 503 before the first trust state |
+//! | `/.well-known/oauth-authorization-server` | what kind of server this is (RFC 8414); 503 likewise |
 //! | `/livez` | 200 while the process runs; asks nobody |
 //! | `/readyz` | 200 while tokens are validated here, else 503; JSON with the reasons |
 //! | `/metrics` | Prometheus text |
@@ -21,7 +22,7 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{
-    HeaderMap, StatusCode,
+    HeaderMap, StatusCode, Uri,
     header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER},
 };
 use hyper::server::conn::http1;
@@ -40,6 +41,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::health::Readiness;
+
+const JWKS: &str = "/.well-known/jwks.json";
+const METADATA: &str = "/.well-known/oauth-authorization-server";
 
 /// How long a request's head may take, and a connection be idle.
 const HEAD: Duration = Duration::from_secs(10);
@@ -135,7 +139,10 @@ impl SidePort {
             jwks_cache_control: format!("public, max-age={max_age}").into(),
         };
         let router = Router::new()
-            .route("/.well-known/jwks.json", get(jwks))
+            .route(JWKS, get(jwks))
+            .route(METADATA, get(metadata))
+            // Where the issuer has a path, it follows (RFC 8414, section 3.1).
+            .route(&format!("{METADATA}/{{*path}}"), get(metadata))
             .route("/livez", get(StatusCode::OK))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics_text))
@@ -201,15 +208,43 @@ async fn jwks(State(shared): State<Shared>, headers: HeaderMap) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")]).into_response();
     };
     let body = json!({ "keys": state.keys.jwks() }).to_string();
+    cacheable(&shared, &headers, "application/jwk-set+json", body)
+}
+
+/// Says what is true and no more. There is no endpoint for authorization or
+/// tokens, as people log in over gRPC. Without `grant_types_supported` two grants
+/// would be taken for granted, and `response_types_supported` is required; so
+/// both stand there empty, although section 3.2 would leave out what is.
+async fn metadata(State(shared): State<Shared>, uri: Uri, headers: HeaderMap) -> Response {
+    let Some(state) = shared.readiness.verifier.state() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")]).into_response();
+    };
+    let issuer = state.issuer.as_str();
+    let of_issuer = issuer.parse::<url::Url>().ok();
+    let of_issuer = of_issuer.as_ref().map_or("", url::Url::path);
+    let asked = uri.path().strip_prefix(METADATA).unwrap_or_default();
+    if !asked.is_empty() && asked != of_issuer.trim_end_matches('/') {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let body = json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{}{JWKS}", issuer.trim_end_matches('/')),
+        "grant_types_supported": [],
+        "response_types_supported": [],
+    });
+    cacheable(&shared, &headers, "application/json", body.to_string())
+}
+
+/// An answer that may be kept as long as the keys may.
+fn cacheable(shared: &Shared, headers: &HeaderMap, kind: &str, body: String) -> Response {
     let hash = digest(&SHA256, body.as_bytes());
     let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(hash));
-    let known = is_known(&headers, &tag);
+    let known = is_known(headers, &tag);
     let caching = [(CACHE_CONTROL, &*shared.jwks_cache_control), (ETAG, &*tag)];
     if known {
         return (StatusCode::NOT_MODIFIED, caching).into_response();
     }
-    let kind = [(CONTENT_TYPE, "application/jwk-set+json")];
-    (caching, kind, body).into_response()
+    (caching, [(CONTENT_TYPE, kind)], body).into_response()
 }
 
 /// Whether `If-None-Match` names the tag (RFC 9110, section 13.1.2; weak
@@ -345,6 +380,38 @@ mod tests {
         }
         let (head, _) = port.get(path, "if-none-match: \"other\"\r\n").await;
         assert_eq!(status(&head), "200");
+    }
+
+    #[tokio::test]
+    async fn metadata_says_what_is_true_and_no_more() {
+        let port = Port::start().await;
+        assert_eq!(status(&port.get(METADATA, "").await.0), "503");
+        port.mint.publish();
+        let (head, body) = port.get(METADATA, "").await;
+        assert_eq!(header(&head, "content-type"), "application/json");
+        assert_eq!(header(&head, "cache-control"), "public, max-age=300");
+        let expected = json!({
+            "issuer": "https://issuer.example",
+            "jwks_uri": "https://issuer.example/.well-known/jwks.json",
+            "grant_types_supported": [],
+            "response_types_supported": [],
+        });
+        assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), expected);
+        let tag = header(&head, "etag");
+        let (head, body) = port
+            .get(METADATA, &format!("if-none-match: {tag}\r\n"))
+            .await;
+        assert_eq!((status(&head), &*body), ("304", ""));
+
+        let auth = format!("{METADATA}/auth");
+        assert_eq!(status(&port.get(&auth, "").await.0), "404");
+        let verifier = &port.mint.verifier;
+        verifier.update(|state| state.issuer = "https://issuer.example/auth".into());
+        for path in [METADATA, &auth] {
+            let (_, body) = port.get(path, "").await;
+            assert!(body.contains("https://issuer.example/auth/.well-known/jwks.json"));
+        }
+        assert_eq!(status(&port.get(&format!("{auth}/x"), "").await.0), "404");
     }
 
     #[tokio::test]

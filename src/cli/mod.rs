@@ -6,6 +6,7 @@
 pub mod backup;
 pub mod banner;
 pub mod check_config;
+pub mod completions;
 pub mod key;
 pub mod migrate;
 pub mod table;
@@ -101,6 +102,8 @@ pub enum Command {
     Key(key::Command),
     /// Copy the SQLite database, also while it is being served
     Backup(backup::Arguments),
+    /// Print a shell's completions for this command line
+    Completions(completions::Arguments),
 }
 
 /// Arguments of `serve`.
@@ -143,10 +146,14 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
             ExitCode::FAILURE
         });
     }
+    if let Command::Completions(arguments) = &cli.command {
+        print(&completions::script(arguments)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let loaded = Config::load(&sources)?;
     let config = loaded.config.clone();
     let output = match cli.command {
-        Command::CheckConfig(_) => return Ok(ExitCode::SUCCESS),
+        Command::CheckConfig(_) | Command::Completions(_) => return Ok(ExitCode::SUCCESS),
         Command::Serve(_) => {
             let level = move || match Config::load(&sources) {
                 Ok(loaded) => Some(loaded.config.telemetry.level),

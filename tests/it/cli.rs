@@ -339,3 +339,30 @@ async fn every_command_explains_itself() {
     assert_eq!(program.run(&[]).status.code(), Some(2));
     assert_eq!(program.run(&["serv"]).status.code(), Some(2));
 }
+
+#[tokio::test]
+async fn a_shell_completes_commands_from_the_script_that_it_is_given() {
+    let program = Program::bare(Database::create(Kind::Sqlite).await);
+    let script = program.succeed(&["completions", "bash"], "");
+    let file = program.folder().join("completions");
+    fs::write(&file, script).unwrap();
+    let complete = |words: &str| {
+        let line = format!(
+            "source completions; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _countersign countersign \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; \
+             echo \"${{COMPREPLY[@]}}\""
+        );
+        let mut bash = std::process::Command::new("bash");
+        let output = bash
+            .args(["--norc", "-c", &line])
+            .current_dir(program.folder());
+        let output = output.output().expect("bash");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(complete("countersign ser"), "serve");
+    assert_eq!(complete("countersign user gr"), "grant");
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        let script = program.succeed(&["completions", shell], "");
+        assert!(script.contains("check-config"), "{shell}");
+    }
+}
