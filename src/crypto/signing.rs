@@ -20,7 +20,7 @@ use aws_lc_rs::{
     },
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use countersign_verifier::{Algorithm, Claims, KeyState, PublicKey, TOKEN_TYPE};
+use countersign_verifier::{Algorithm, Claims, KeyState, PublicKey};
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
@@ -107,15 +107,12 @@ impl Signer {
                 key.kid
             )));
         }
-        let header = serde_json::json!({
-            "alg": key.algorithm.name(),
-            "kid": key.kid,
-            "typ": TOKEN_TYPE,
-        });
+        let public = PublicKey::new(&*key.kid, key.algorithm, key.state, &key.public_key);
+        let header = public.map_err(Error::internal)?.token_header().to_owned();
         Ok(Self {
             kid: key.kid.clone(),
             pair,
-            header: URL_SAFE_NO_PAD.encode(header.to_string()) + ".",
+            header: header + ".",
         })
     }
 

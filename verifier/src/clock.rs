@@ -1,8 +1,7 @@
 //! Time as an argument, so that a test owns it.
 
 use std::fmt;
-use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -17,11 +16,10 @@ pub trait Clock: Send + Sync + fmt::Debug {
 
 /// The clock of the machine.
 ///
-/// Its monotonic side is [`Instant`], which on Linux stands still while the machine is suspended.
+/// Its monotonic side goes on while the machine is suspended: what was known before a night's sleep is
+/// a night old.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
-
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Clock for SystemClock {
     #[expect(
@@ -32,7 +30,18 @@ impl Clock for SystemClock {
         Timestamp::now()
     }
 
+    #[cfg(target_os = "linux")]
     fn monotonic(&self) -> Duration {
+        // `Instant` is CLOCK_MONOTONIC here, which stands still in suspension.
+        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::try_from(since_boot).unwrap_or_default()
+    }
+
+    /// Elsewhere, where nobody runs us in production, as good as [`Instant`](std::time::Instant) is.
+    #[cfg(not(target_os = "linux"))]
+    fn monotonic(&self) -> Duration {
+        static START: std::sync::LazyLock<std::time::Instant> =
+            std::sync::LazyLock::new(std::time::Instant::now);
         START.elapsed()
     }
 }

@@ -15,6 +15,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::TOKEN_TYPE;
+
 /// What a key signs with. There are no others: no HMAC, no RSA, no `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
@@ -43,6 +45,7 @@ pub struct PublicKey {
     algorithm: Algorithm,
     state: KeyState,
     parsed: ParsedPublicKey,
+    token_header: String,
 }
 
 /// The bytes are not a public key of the algorithm, or the key id is empty.
@@ -130,6 +133,7 @@ impl PublicKey {
         let parsed =
             ParsedPublicKey::new(algorithm.verification(), public).map_err(|_| InvalidKey)?;
         Ok(Self {
+            token_header: token_header(algorithm, &kid),
             kid,
             algorithm,
             state,
@@ -155,6 +159,12 @@ impl PublicKey {
     /// The raw public bytes, as [`new`](Self::new) takes them.
     pub fn public_bytes(&self) -> &[u8] {
         self.parsed.as_ref()
+    }
+
+    /// The header that the issuer writes into this key's tokens, as its base64url. It says the three
+    /// things that must be said; a token whose header says them in other words is as good.
+    pub fn token_header(&self) -> &str {
+        &self.token_header
     }
 
     /// The key in the form that it is published in.
@@ -186,8 +196,13 @@ impl PublicKey {
 
     /// Whether the two verify the same signatures, whatever their ids and states.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        self.algorithm == other.algorithm && self.parsed.as_ref() == other.parsed.as_ref()
+        self.algorithm == other.algorithm && self.public_bytes() == other.public_bytes()
     }
+}
+
+fn token_header(algorithm: Algorithm, kid: &str) -> String {
+    let [alg, kid, typ] = [algorithm.name(), kid, TOKEN_TYPE].map(serde_json::Value::from);
+    URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":{alg},"kid":{kid},"typ":{typ}}}"#))
 }
 
 impl fmt::Debug for PublicKey {
@@ -216,6 +231,11 @@ impl KeySet {
     /// The key with this id.
     pub fn get(&self, kid: &str) -> Option<&PublicKey> {
         self.keys.get(kid).map(Arc::as_ref)
+    }
+
+    /// The key whose tokens have exactly this header. There are a few keys: looking at each is fast.
+    pub(crate) fn with_header(&self, header: &str) -> Option<&Arc<PublicKey>> {
+        self.keys.values().find(|key| key.token_header == header)
     }
 
     pub(crate) fn shared(&self, kid: &str) -> Option<&Arc<PublicKey>> {
@@ -321,6 +341,31 @@ mod tests {
         assert_eq!(
             new("", Algorithm::Ed25519, &bytes(ED25519_X)),
             Err(InvalidKey)
+        );
+    }
+
+    #[test]
+    fn a_key_is_found_by_the_header_that_the_issuer_writes() {
+        let mut keys = KeySet::default();
+        for (kid, alg) in [(r#"a "b" \c"#, "EdDSA"), ("é", "ES256")] {
+            let key = match alg {
+                "EdDSA" => ed25519(kid, KeyState::Active),
+                _ => p256(kid, KeyState::Active),
+            };
+            let header = bytes(key.token_header());
+            assert_eq!(
+                serde_json::from_slice::<serde_json::Value>(&header).unwrap(),
+                serde_json::json!({"alg": alg, "kid": kid, "typ": "at+jwt"})
+            );
+            keys.insert(key.clone());
+            let found = keys.with_header(key.token_header()).unwrap();
+            assert_eq!(found.kid(), kid);
+        }
+        assert!(keys.with_header("").is_none());
+        keys.remove("é");
+        assert!(
+            keys.with_header(p256("é", KeyState::Active).token_header())
+                .is_none()
         );
     }
 

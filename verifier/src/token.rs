@@ -3,13 +3,13 @@
 //! Only form is judged here, before any key is looked up. Everything is bounded by the token's
 //! length, which is checked first.
 
-use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeSliceError, Engine as _};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
-use crate::Rejection;
 use crate::object::Object;
+use crate::{Claims, PublicKey, Rejection};
 
 /// A longer token is refused unread.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
@@ -18,21 +18,24 @@ pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// token.
 pub const TOKEN_TYPE: &str = "at+jwt";
 
-/// A well-formed token of which nothing has been verified.
+/// Every signature has 64 bytes; the decoder wants room for whole groups of three.
+const SIGNATURE_BUFFER: usize = 66;
+
+/// The three parts of a token, of which nothing has been verified.
 pub(crate) struct Token<'a> {
-    pub(crate) algorithm: String,
-    pub(crate) kid: String,
-    pub(crate) claims: Vec<u8>,
+    /// Names the key. Base64url, as all of them.
+    pub(crate) header: &'a str,
+    claims: &'a str,
+    signature: &'a str,
     /// What the signature is over: header, dot, claims.
-    pub(crate) signed: &'a [u8],
-    pub(crate) signature: Vec<u8>,
+    signed: &'a str,
 }
 
-/// The parameters that matter. Others are ignored (RFC 7515, section 4).
+/// The parameters of a header that matter. Others are ignored (RFC 7515, section 4).
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Header {
-    alg: String,
+pub(crate) struct Header {
+    pub(crate) alg: String,
     typ: String,
     kid: Option<String>,
     crit: Parameter,
@@ -64,23 +67,55 @@ impl<'a> Token<'a> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Rejection::TooLong);
         }
-        if !token
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-        {
+        // Without a way out in the middle the compiler looks at many bytes at once.
+        let is_legal = |b: u8| b.is_ascii_alphanumeric() | matches!(b, b'-' | b'_' | b'.');
+        if !token.bytes().fold(true, |legal, b| legal & is_legal(b)) {
             return Err(Rejection::Malformed("alphabet"));
         }
-        let (signed, signature) = token
-            .rsplit_once('.')
-            .ok_or(Rejection::Malformed("parts"))?;
-        let (header, claims) = signed
-            .split_once('.')
-            .ok_or(Rejection::Malformed("parts"))?;
+        let parts = Rejection::Malformed("parts");
+        let (signed, signature) = token.rsplit_once('.').ok_or(parts)?;
+        let (header, claims) = signed.split_once('.').ok_or(parts)?;
         if claims.contains('.') {
-            return Err(Rejection::Malformed("parts"));
+            return Err(parts);
         }
+        Ok(Self {
+            header,
+            claims,
+            signature,
+            signed,
+        })
+    }
 
-        let header = Header::parse(&decode(header)?)?;
+    /// The claims as they were signed by this key.
+    pub(crate) fn verified_by(&self, key: &PublicKey) -> Result<Claims, Rejection> {
+        let claims = decode(self.claims)?;
+        let mut signature = [0; SIGNATURE_BUFFER];
+        let length = URL_SAFE_NO_PAD.decode_slice(self.signature, &mut signature);
+        let signature = match length {
+            Ok(length) => signature.get(..length).unwrap_or_default(),
+            Err(DecodeSliceError::DecodeError(_)) => return Err(Rejection::Malformed("base64url")),
+            Err(DecodeSliceError::OutputSliceTooSmall) => return Err(Rejection::Signature),
+        };
+        if !key.verifies(self.signed.as_bytes(), signature) {
+            return Err(Rejection::Signature);
+        }
+        // As text at once: serde_json would look at each string by itself.
+        let claims = std::str::from_utf8(&claims).ok();
+        claims
+            .and_then(|claims| serde_json::from_str(claims).ok())
+            .ok_or(Rejection::Malformed("claims"))
+    }
+}
+
+impl Header {
+    /// Reads a header and checks all of it that does not depend on the key.
+    pub(crate) fn parse(base64url: &str) -> Result<Self, Rejection> {
+        let json = decode(base64url)?;
+        let mut json = serde_json::Deserializer::from_slice(&json);
+        let header = Self::deserialize(Object(&mut json));
+        let header = header
+            .and_then(|header| json.end().map(|()| header))
+            .map_err(|_| Rejection::Malformed("header"))?;
         if header.crit == Parameter::Present {
             return Err(Rejection::Critical);
         }
@@ -90,23 +125,11 @@ impl<'a> Token<'a> {
         if !header.is_access_token() {
             return Err(Rejection::Type);
         }
-        Ok(Self {
-            algorithm: header.alg,
-            kid: header.kid.ok_or(Rejection::Malformed("kid"))?,
-            claims: decode(claims)?,
-            signed: signed.as_bytes(),
-            signature: decode(signature)?,
-        })
+        Ok(header)
     }
-}
 
-impl Header {
-    fn parse(json: &[u8]) -> Result<Self, Rejection> {
-        let mut json = serde_json::Deserializer::from_slice(json);
-        let header = Self::deserialize(Object(&mut json));
-        header
-            .and_then(|header| json.end().map(|()| header))
-            .map_err(|_| Rejection::Malformed("header"))
+    pub(crate) fn kid(&self) -> Result<&str, Rejection> {
+        self.kid.as_deref().ok_or(Rejection::Malformed("kid"))
     }
 
     fn brings_its_own_key(&self) -> bool {
@@ -132,7 +155,7 @@ impl Header {
     }
 }
 
-/// Canonical base64url only, so that one token has one spelling: this engine refuses padding and
+/// Canonical base64url only, so that one token has one spelling: the engine refuses padding and
 /// trailing bits.
 fn decode(part: &str) -> Result<Vec<u8>, Rejection> {
     URL_SAFE_NO_PAD
