@@ -97,6 +97,7 @@ pub async fn core(
             self_registration: config.self_registration,
             tokens: config.tokens.clone(),
             sessions: config.sessions.clone(),
+            api_keys: config.api_keys.clone(),
         },
     })
 }

@@ -157,15 +157,19 @@ pub fn code(reason: Reason) -> Code {
         | Reason::RefreshTokenInvalid => Code::Unauthenticated,
         Reason::PermissionDenied
         | Reason::CurrentPasswordIncorrect
-        | Reason::TargetOutranksCaller => Code::PermissionDenied,
+        | Reason::TargetOutranksCaller
+        | Reason::CredentialKindNotAllowed => Code::PermissionDenied,
         Reason::UserNotFound
         | Reason::RoleNotFound
         | Reason::SessionNotFound
-        | Reason::StreamNotFound => Code::NotFound,
+        | Reason::StreamNotFound
+        | Reason::ApiKeyNotFound => Code::NotFound,
         Reason::EmailTaken | Reason::UsernameTaken | Reason::RoleExists => Code::AlreadyExists,
-        Reason::LastAdmin | Reason::RoleBuiltIn | Reason::RoleInUse | Reason::TooManyRoles => {
-            Code::FailedPrecondition
-        }
+        Reason::LastAdmin
+        | Reason::RoleBuiltIn
+        | Reason::RoleInUse
+        | Reason::TooManyRoles
+        | Reason::TooManyApiKeys => Code::FailedPrecondition,
         Reason::RateLimited | Reason::Overloaded | Reason::RequestTooLarge => {
             Code::ResourceExhausted
         }
@@ -193,11 +197,13 @@ fn message(reason: Reason) -> &'static str {
         Reason::TargetOutranksCaller => {
             "the account or role holds permissions of countersign that the caller lacks"
         }
+        Reason::CredentialKindNotAllowed => "this method takes no credential of this kind",
         Reason::UserNotFound => "there is no such user",
         Reason::RoleNotFound => "there is no such role",
         Reason::SessionNotFound => "there is no such live session",
         Reason::StreamNotFound => "this node has no such stream of WatchTrust",
         Reason::FeedLagged => "the reader was too slow; watch again from the last position",
+        Reason::ApiKeyNotFound => "there is no such live API key",
         Reason::EmailTaken => "another account has this e-mail address",
         Reason::UsernameTaken => "another account has this username",
         Reason::RoleExists => "there is a role of this name",
@@ -205,6 +211,7 @@ fn message(reason: Reason) -> &'static str {
         Reason::RoleBuiltIn => "the built-in role cannot be changed or deleted",
         Reason::RoleInUse => "users still hold the role; revoke it from them first",
         Reason::TooManyRoles => "the user would hold more than 8 roles",
+        Reason::TooManyApiKeys => "the user has as many live API keys as may be; revoke one first",
         Reason::RateLimited => "too many calls from this peer; try again later",
         Reason::Overloaded => "the node is at its limit for this kind of work; try again later",
         Reason::RequestTooLarge => "the request message is too large",

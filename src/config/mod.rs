@@ -61,6 +61,8 @@ pub struct Config {
     pub tokens: service::token::Config,
     /// Sessions.
     pub sessions: service::session::Config,
+    /// API keys.
+    pub api_keys: service::api_keys::Config,
     /// Limits on callers.
     pub limits: middleware::Config,
     /// Logs and traces.
@@ -172,6 +174,7 @@ impl Default for Config {
             hashing: crypto::lanes::Config::default(),
             tokens: service::token::Config::default(),
             sessions: service::session::Config::default(),
+            api_keys: service::api_keys::Config::default(),
             limits: middleware::Config::default(),
             telemetry: telemetry::Config::default(),
         }

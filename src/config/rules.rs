@@ -109,6 +109,7 @@ fn check_sections(config: &Config, problems: &mut Vec<String>) {
         ("hashing", hashing),
         ("tokens", config.tokens.validate()),
         ("sessions", config.sessions.validate()),
+        ("api_keys", config.api_keys.validate()),
         ("limits", config.limits.validate()),
         ("telemetry", config.telemetry.validate()),
     ];

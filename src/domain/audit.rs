@@ -2,12 +2,12 @@
 //! only; addresses and user agents are kept apart, so that a person can be
 //! erased.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{RoleId, SessionId, UserId};
+use super::{ApiKeyId, RoleId, SessionId, UserId};
 
 /// One security-relevant event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,14 +20,19 @@ pub struct AuditEvent {
     pub action: Action,
     /// How it ended.
     pub outcome: Outcome,
-    /// Who did it; none for anonymous callers and for the command line.
+    /// The user who did it, also by an API key; none for workloads, anonymous
+    /// callers and the command line.
     pub actor: Option<UserId>,
+    /// The workload that did it, or through which the user came.
+    pub workload: Option<Arc<str>>,
     /// The account concerned.
     pub subject: Option<UserId>,
     /// The session concerned.
     pub session_id: Option<SessionId>,
     /// The role concerned.
     pub role_id: Option<RoleId>,
+    /// The API key concerned, else the one by which it was done.
+    pub api_key_id: Option<ApiKeyId>,
     /// Finds the call in the log.
     pub correlation_id: String,
     /// Where the call came from; stored apart.
@@ -105,6 +110,12 @@ actions! {
     RoleUpdated = "role.updated",
     /// A role was deleted.
     RoleDeleted = "role.deleted",
+    /// An API key was created.
+    ApiKeyCreated = "api_key.created",
+    /// An API key got a new secret.
+    ApiKeyRotated = "api_key.rotated",
+    /// An API key was revoked.
+    ApiKeyRevoked = "api_key.revoked",
     /// A signing key was created.
     KeyCreated = "key.created",
 }

@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use countersign_verifier::Caller;
+use countersign_verifier::{Caller, Credential};
 
-use super::{SessionId, UserId};
+use super::{ApiKeyId, SessionId, UserId};
 
 /// The largest message of a request, in bytes.
 pub const MESSAGE_BYTES: usize = 64 * 1024;
@@ -29,8 +29,11 @@ pub const CHECK_BYTES: usize = 256 * 1024;
 /// service function takes one.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Whom the access token speaks for; none for anonymous calls.
+    /// Whom the credential speaks for; none for anonymous calls.
     pub caller: Option<Arc<Caller>>,
+    /// The workload whose certificate the connection showed, whether it calls for
+    /// itself or for whoever the access token speaks for.
+    pub workload: Option<Arc<str>>,
     /// Where the call came from.
     pub peer: Peer,
     /// The `user-agent`, cleaned and cut.
@@ -80,6 +83,7 @@ impl Call {
     pub fn internal(name: &str) -> Self {
         Self {
             caller: None,
+            workload: None,
             peer: Peer::default(),
             user_agent: String::new(),
             correlation_id: CorrelationId(name.into()),
@@ -90,7 +94,7 @@ impl Call {
         }
     }
 
-    /// The user who calls.
+    /// The user who calls, or whose API key does.
     pub fn user_id(&self) -> Option<UserId> {
         let caller = self.caller.as_ref();
         caller.and_then(|caller| caller.user_id()).map(UserId)
@@ -100,6 +104,14 @@ impl Call {
     pub fn session_id(&self) -> Option<SessionId> {
         let caller = self.caller.as_ref();
         caller.and_then(|caller| caller.session_id()).map(SessionId)
+    }
+
+    /// The API key that calls.
+    pub fn api_key_id(&self) -> Option<ApiKeyId> {
+        match self.caller.as_ref()?.credential {
+            Credential::ApiKey { id, .. } => Some(ApiKeyId(id)),
+            _ => None,
+        }
     }
 
     /// How long there is left, if there is a deadline.

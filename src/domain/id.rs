@@ -44,6 +44,8 @@ id! {
     SessionId,
     /// Names a role.
     RoleId,
+    /// Names an API key; not its secret.
+    ApiKeyId,
 }
 
 /// A UUID of version 7 from the clock and the randomness passed in.

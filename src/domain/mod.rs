@@ -1,6 +1,7 @@
 //! What things are: values, their rules and their states. No I/O, no clock, no
 //! database, no wire; whatever is built here is legal.
 
+pub mod api_key;
 pub mod audit;
 pub mod blocklist;
 pub mod call;
@@ -18,10 +19,11 @@ pub mod trust;
 pub mod user;
 pub mod violation;
 
+pub use api_key::{ApiKey, ApiKeyName};
 pub use audit::AuditEvent;
 pub use call::{Call, CorrelationId, Cost, Peer, Presence};
 pub use entropy::Entropy;
-pub use id::{RoleId, SessionId, UserId};
+pub use id::{ApiKeyId, RoleId, SessionId, UserId};
 pub use identity::{DisplayName, Email, Identifier, Username};
 pub use page::{Page, PageSize};
 pub use password::{Password, PasswordHash};

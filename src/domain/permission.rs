@@ -52,6 +52,10 @@ permissions! {
     SessionsRevoke = "countersign.sessions.revoke",
     /// Follow what validators are told: keys, revocations, API keys.
     TrustWatch = "countersign.trust.watch",
+    /// See everyone's API keys.
+    ApiKeysRead = "countersign.api_keys.read",
+    /// Create, rotate and revoke API keys for others.
+    ApiKeysWrite = "countersign.api_keys.write",
 }
 
 impl PermissionName {

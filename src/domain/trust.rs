@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{SessionId, UserId};
+use super::{ApiKeyId, SessionId, UserId};
 
 /// One change that validators must hear of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,11 @@ pub enum TrustChange {
         user_id: UserId,
         /// The smallest epoch that is still good.
         min_epoch: i64,
+    },
+    /// An API key was created, rotated or revoked, or has ended: read it again.
+    ApiKey {
+        /// Which.
+        api_key_id: ApiKeyId,
     },
     /// Signing keys were staged, activated, retired or revoked: read them
     /// again.

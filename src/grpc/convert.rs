@@ -1,6 +1,8 @@
 //! Between messages and domain types. Reading collects all that is wrong with
 //! a request before it refuses it.
 
+mod api_key;
+
 use std::collections::BTreeSet;
 
 use countersign_proto::v1;
@@ -25,6 +27,8 @@ use crate::{
         users::NewUser,
     },
 };
+
+pub(super) use api_key::{api_key, api_key_id, create_api_key, list_api_keys, rotate_api_key};
 
 /// The longest refresh token or page token that is looked at, in bytes.
 const MOST_TOKEN_BYTES: usize = 1_024;

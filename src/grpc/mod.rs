@@ -1,6 +1,7 @@
 //! The wire: each RPC reads its request into domain types, has a rule do the
 //! work, and writes the answer. Nothing else happens here.
 
+mod api_key;
 mod auth;
 mod convert;
 pub mod ext_authz;
@@ -51,18 +52,22 @@ impl Api {
     /// Adds the services to the routes.
     pub fn routes(self, routes: Routes) -> Routes {
         use v1::{
-            auth_service_server::AuthServiceServer, role_service_server::RoleServiceServer,
-            session_service_server::SessionServiceServer, user_service_server::UserServiceServer,
+            api_key_service_server::ApiKeyServiceServer, auth_service_server::AuthServiceServer,
+            role_service_server::RoleServiceServer, session_service_server::SessionServiceServer,
+            user_service_server::UserServiceServer,
         };
         let auth = AuthServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
         let user = UserServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
         let role = RoleServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let api_key =
+            ApiKeyServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
         let session = SessionServiceServer::new(self).max_decoding_message_size(MESSAGE_BYTES);
         routes
             .add_service(auth)
             .add_service(user)
             .add_service(role)
             .add_service(session)
+            .add_service(api_key)
     }
 
     /// Reads a request, does the work for it on the work runtime, and returns

@@ -228,6 +228,10 @@ pub static ROWS: &[Row] = &[
         Validate,
     )
     .about_requests(),
+    row("/countersign.v1.ApiKeyService/CreateApiKey", Caller, Write).stored(),
+    row("/countersign.v1.ApiKeyService/ListApiKeys", Caller, Read).stored(),
+    row("/countersign.v1.ApiKeyService/RotateApiKey", Caller, Write).stored(),
+    row("/countersign.v1.ApiKeyService/RevokeApiKey", Caller, Write).stored(),
     row("/grpc.health.v1.Health/Check", Public, Validate),
     row("/grpc.health.v1.Health/Watch", Public, Stream),
     row(

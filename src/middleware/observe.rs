@@ -227,6 +227,7 @@ impl Open {
         };
         let call = Call {
             caller: None,
+            workload: None,
             peer: Peer { address: open.peer },
             user_agent: user_agent(headers),
             correlation_id: open.correlation_id.clone(),

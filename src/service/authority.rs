@@ -15,6 +15,14 @@ pub(super) fn caller(call: &Call) -> Result<UserId> {
         .ok_or_else(|| Reason::CredentialsMissing.into())
 }
 
+/// The account that a request names, else the caller's own.
+pub(super) fn named_or_own(call: &Call, user_id: Option<UserId>) -> Result<UserId> {
+    match user_id {
+        Some(user_id) => Ok(user_id),
+        None => caller(call),
+    }
+}
+
 /// Fails unless the caller holds the permission. The process itself (the
 /// command line) holds all.
 pub(super) fn require(call: &Call, permission: Permission) -> Result<()> {

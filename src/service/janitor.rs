@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Core, token};
 use crate::{
-    domain::Call,
+    domain::{ApiKeyId, Call, trust::TrustChange},
     error::Result,
-    store::{janitor, trust},
+    store::{Conn, api_keys, janitor, trust},
 };
 
 /// Rows deleted in one transaction.
 const BATCH: i64 = 500;
 
-/// A dead session is kept for so long, so that a late theft is still seen for
+/// A dead session or API key is kept for so long, so that a late theft is still seen for
 /// what it is and a person can ask what happened.
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
 
@@ -25,8 +25,20 @@ const KEPT: SignedDuration = SignedDuration::from_hours(24);
 #[derive(Debug, Clone, Copy)]
 enum Expired {
     Sessions,
+    ApiKeys,
+    ApiKeySecrets,
     Requests,
     TrustEntries,
+}
+
+impl Expired {
+    const ALL: [Self; 5] = [
+        Self::Sessions,
+        Self::ApiKeys,
+        Self::ApiKeySecrets,
+        Self::Requests,
+        Self::TrustEntries,
+    ];
 }
 
 /// The task that tidies up.
@@ -75,7 +87,7 @@ impl Janitor {
     pub async fn sweep(&self, shutdown: &CancellationToken) -> Result<()> {
         let now = self.core.now();
         let mut outcome = Ok(());
-        for kind in [Expired::Sessions, Expired::Requests, Expired::TrustEntries] {
+        for kind in Expired::ALL {
             outcome = outcome.and(self.sweep_kind(kind, now, shutdown).await);
         }
         outcome?;
@@ -105,6 +117,14 @@ impl Janitor {
             .store
             .write(&self.call, async |tx| match kind {
                 Expired::Sessions => janitor::delete_dead_sessions(tx, now - KEPT, BATCH).await,
+                Expired::ApiKeys => {
+                    let ended = api_keys::delete_dead(tx, now - KEPT, BATCH).await?;
+                    Ok(announced(tx, ended))
+                }
+                Expired::ApiKeySecrets => {
+                    let changed = api_keys::delete_ended_secrets(tx, now, BATCH).await?;
+                    Ok(announced(tx, changed))
+                }
                 Expired::Requests => janitor::delete_expired_idempotency(tx, now, BATCH).await,
                 // Nodes that start read the log from its beginning: an entry
                 // goes twice as late as it might.
@@ -113,4 +133,13 @@ impl Janitor {
             .await?;
         Ok(i64::try_from(written.value).unwrap_or(BATCH))
     }
+}
+
+/// Lets validators forget what is of no use any more. Returns how much it was.
+fn announced(tx: &mut Conn, api_keys: Vec<ApiKeyId>) -> usize {
+    let count = api_keys.len();
+    for api_key_id in api_keys {
+        tx.announce(TrustChange::ApiKey { api_key_id });
+    }
+    count
 }

@@ -5,7 +5,7 @@
 //! | file | rules |
 //! | --- | --- |
 //! | `register`, `login`, `refresh`, `logout`, `password` | what an account's owner goes through |
-//! | `users`, `roles`, `sessions` | managing them |
+//! | `users`, `roles`, `sessions`, `api_keys` | managing them |
 //! | `token` | what a pair of tokens holds, and its life |
 //! | `keyring` | the keys in use, and their creation at first start |
 //! | `trust` | following the trust log |
@@ -17,6 +17,7 @@
 //! | `janitor` | deleting expired rows |
 //! | `work` | the runtime that all of this runs on |
 
+pub mod api_keys;
 pub mod authority;
 pub mod feed;
 pub mod janitor;
@@ -84,6 +85,8 @@ pub struct Policy {
     pub tokens: token::Config,
     /// Sessions.
     pub sessions: session::Config,
+    /// API keys.
+    pub api_keys: api_keys::Config,
 }
 
 impl Core {

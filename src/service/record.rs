@@ -2,7 +2,7 @@
 
 use crate::{
     domain::{
-        AuditEvent, Call, RoleId, SessionId, UserId,
+        ApiKeyId, AuditEvent, Call, RoleId, SessionId, UserId,
         audit::{Action, Outcome},
         id,
     },
@@ -18,9 +18,11 @@ pub(super) fn event(core: &Core, call: &Call, action: Action) -> AuditEvent {
         action,
         outcome: Outcome::Success,
         actor: call.user_id(),
+        workload: call.workload.clone(),
         subject: None,
         session_id: call.session_id(),
         role_id: None,
+        api_key_id: call.api_key_id(),
         correlation_id: call.correlation_id.to_string(),
         address: call.peer.address,
         user_agent: call.user_agent.clone(),
@@ -45,6 +47,11 @@ impl AuditEvent {
 
     pub(super) fn session(mut self, session_id: SessionId) -> Self {
         self.session_id = Some(session_id);
+        self
+    }
+
+    pub(super) fn api_key(mut self, api_key_id: ApiKeyId) -> Self {
+        self.api_key_id = Some(api_key_id);
         self
     }
 

@@ -18,7 +18,7 @@ pub async fn list(
     user_id: Option<UserId>,
     page: PageRequest,
 ) -> Result<Listing<Session>> {
-    let user_id = owner(call, user_id)?;
+    let user_id = authority::named_or_own(call, user_id)?;
     authority::own_or(call, user_id, Permission::SessionsRead)?;
     let after = match page.cursor(core, call)? {
         Some(bytes) => Some(moment::read(bytes).map(|(at, id)| (at, SessionId(id)))?),
@@ -63,7 +63,7 @@ pub async fn revoke_all(
     user_id: Option<UserId>,
     keep_current: bool,
 ) -> Result<usize> {
-    let user_id = owner(call, user_id)?;
+    let user_id = authority::named_or_own(call, user_id)?;
     authority::own_or(call, user_id, Permission::SessionsRevoke)?;
     let keep = if keep_current {
         call.session_id()
@@ -93,11 +93,4 @@ pub async fn revoke_all(
         .await?;
     core.trust.reach(written.seq).await?;
     Ok(written.value)
-}
-
-fn owner(call: &Call, user_id: Option<UserId>) -> Result<UserId> {
-    match user_id {
-        Some(user_id) => Ok(user_id),
-        None => authority::caller(call),
-    }
 }

@@ -2,7 +2,7 @@
 //! revocations and keys, its own included. Other nodes and the command line
 //! are thereby heard alike.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use countersign_verifier::{ApiKeys, Delta, Revocations, TrustState};
 use jiff::{SignedDuration, Timestamp};
@@ -20,7 +20,10 @@ use crate::{
         trust::{TrustChange, TrustEntry},
     },
     error::{Reason, Result},
-    store::trust,
+    store::{
+        api_keys::{self, Found, Which},
+        trust,
+    },
 };
 
 /// How many entries are read at once.
@@ -219,6 +222,9 @@ impl Follower {
                 break;
             }
         }
+        for key in self.api_keys(&[Which::All]).await?.live {
+            state.api_keys.insert(key);
+        }
         self.feed.replace(state);
         self.feed.verifier().heard_as_of(began);
         self.reached(Cursor { seq, nonce });
@@ -265,6 +271,21 @@ impl Follower {
                 nonce: last.nonce,
             };
             let mut delta = self.revoked(&new, cursor);
+            match self.changed_api_keys(&new).await {
+                Ok(Found { live, dead }) => {
+                    delta.api_keys = live;
+                    delta.removed_api_keys = dead.into_iter().map(|id| id.0).collect();
+                }
+                // The revocations must wait for no other read.
+                Err(error) => {
+                    self.feed.publish(Delta {
+                        seq: at.seq,
+                        nonce: at.nonce,
+                        ..delta
+                    });
+                    return Err(error);
+                }
+            }
             if new.iter().any(TrustEntry::is_about_keys) {
                 // First, and from where we were: a key that does not open must
                 // keep no revocation from being heard.
@@ -309,10 +330,39 @@ impl Follower {
                 TrustChange::UserEpoch { user_id, min_epoch } => {
                     delta.users.push((user_id.0, min_epoch, keep_until));
                 }
-                TrustChange::SigningKeys | TrustChange::SecretKeys => {}
+                TrustChange::ApiKey { .. } | TrustChange::SigningKeys | TrustChange::SecretKeys => {
+                }
             }
         }
         delta
+    }
+
+    /// The API keys that the entries may have changed, as they are now. What an
+    /// account may do, and whether it may do anything, changes with its epoch.
+    async fn changed_api_keys(&self, entries: &[TrustEntry]) -> Result<Found> {
+        let (mut ids, mut owners) = (BTreeSet::new(), BTreeSet::new());
+        for entry in entries {
+            match entry.change {
+                TrustChange::ApiKey { api_key_id } => _ = ids.insert(api_key_id),
+                TrustChange::UserEpoch { user_id, .. } => _ = owners.insert(user_id),
+                _ => {}
+            }
+        }
+        let ids: Vec<_> = ids.into_iter().collect();
+        let owners: Vec<_> = owners.into_iter().collect();
+        self.api_keys(&[Which::Owners(&owners), Which::Ids(&ids)])
+            .await
+    }
+
+    async fn api_keys(&self, wanted: &[Which<'_>]) -> Result<Found> {
+        let mut all = Found::default();
+        for which in wanted.iter().filter(|which| !which.is_nothing()) {
+            let mut conn = self.core.store.read(&self.call).await?;
+            let found = api_keys::live(&mut conn, *which, self.core.now()).await?;
+            all.live.extend(found.live);
+            all.dead.extend(found.dead);
+        }
+        Ok(all)
     }
 
     /// Forgets what has expired; looks at every entry, so not at every poll.

@@ -302,7 +302,7 @@ pub async fn disable(core: &Core, call: &Call, user_id: UserId) -> Result<User> 
     Ok(written.value)
 }
 
-/// Lets a disabled account log in again.
+/// Lets a disabled account log in again, and its API keys with it.
 pub async fn enable(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
     let written = core
         .store
@@ -311,16 +311,19 @@ pub async fn enable(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
             existing(tx, user_id).await?;
             authority::outranked(tx, call, user_id).await?;
             let (from, to) = (UserStatus::Disabled, UserStatus::Active);
-            if users::set_status(tx, user_id, from, to, core.now())
-                .await?
-                .is_some()
-            {
+            if let Some(epochs) = users::set_status(tx, user_id, from, to, core.now()).await? {
                 let event = record::event(core, call, Action::UserEnabled);
                 audit::insert(tx, &event.about(user_id)).await?;
+                // No epoch has changed, but the account's API keys are good again.
+                tx.announce(TrustChange::UserEpoch {
+                    user_id,
+                    min_epoch: epochs.epoch,
+                });
             }
             existing(tx, user_id).await
         })
         .await?;
+    core.trust.reach(written.seq).await?;
     Ok(written.value)
 }
 

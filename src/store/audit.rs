@@ -29,6 +29,8 @@ struct EventRow<'a> {
     session_id: Option<Id>,
     role_id: Option<Id>,
     correlation_id: &'a str,
+    api_key_id: Option<Id>,
+    workload: Option<String>,
 }
 
 /// Records an event. Call it in the transaction of what it tells of.
@@ -46,6 +48,8 @@ pub async fn insert(conn: &mut Conn, event: &AuditEvent) -> Result<()> {
         session_id: event.session_id.map(Id::from),
         role_id: event.role_id.map(Id::from),
         correlation_id: &event.correlation_id,
+        api_key_id: event.api_key_id.map(Id::from),
+        workload: event.workload.as_deref().map(str::to_owned),
     };
     on!(conn, |c| diesel::insert_into(audit_events::table)
         .values(&row)

@@ -1,5 +1,6 @@
 //! Clearing away what is dead, in batches small enough to stand in nobody's
-//! way. The trust log has its own [`super::trust::prune`].
+//! way. The trust log has its own [`super::trust::prune`],
+//! and API keys, which validators hear of, theirs in [`super::api_keys`].
 
 use diesel::{dsl::min, prelude::*, sql_types::BigInt};
 use diesel_async::RunQueryDsl;
@@ -7,7 +8,7 @@ use jiff::Timestamp;
 
 use super::{
     conn::{Conn, on},
-    schema::{idempotency, sessions},
+    schema::{api_keys, idempotency, sessions},
     types::{At, Id, Instant},
 };
 use crate::error::Result;
@@ -70,7 +71,15 @@ pub async fn oldest_dead(conn: &mut Conn, now: Timestamp) -> Result<Option<Times
         .filter(idempotency::expires_at.le(At(now)))
         .select(min(idempotency::expires_at))
         .first(c))?;
-    Ok([expired, revoked, replies]
+    let ended_keys: Option<At> = on!(conn, |c| api_keys::table
+        .filter(api_keys::expires_at.le(At(now)))
+        .select(min(api_keys::expires_at))
+        .first(c))?;
+    let revoked_keys: Option<At> = on!(conn, |c| api_keys::table
+        .filter(api_keys::revoked_at.le(At(now)))
+        .select(min(api_keys::revoked_at))
+        .first(c))?;
+    Ok([expired, revoked, replies, ended_keys, revoked_keys]
         .into_iter()
         .flatten()
         .min()

@@ -5,9 +5,9 @@
 //! connection on loan to one call, and the macro `on!` that runs one query text
 //! on both databases; `types` and `schema` are the columns and tables;
 //! `migrate` makes them. Then a file for each group of tables: [`users`],
-//! [`roles`], [`sessions`], [`keys`], [`trust`], [`audit`], [`idempotency`];
-//! and [`janitor`], which clears away. `listener` hears from PostgreSQL that the
-//! trust log has grown.
+//! [`roles`], [`sessions`], [`api_keys`], [`keys`], [`trust`], [`audit`],
+//! [`idempotency`]; and [`janitor`], which clears away. `listener` hears from
+//! PostgreSQL that the trust log has grown.
 //!
 //! Functions of those files take a [`Conn`] and times as arguments, and return
 //! domain values; what is not there is `None`. Reading goes through
@@ -18,6 +18,7 @@
 //! What it does not do: decide anything, or retry. A transaction that failed
 //! had no effect, but for the reason `OUTCOME_UNKNOWN`.
 
+pub mod api_keys;
 pub mod audit;
 mod config;
 mod conn;

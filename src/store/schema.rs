@@ -94,7 +94,35 @@ tables! {
         session_id -> Nullable<Uuid>,
         user_id -> Nullable<Uuid>,
         min_epoch -> Nullable<BigInt>,
+        api_key_id -> Nullable<Uuid>,
         created_at -> Instant,
+    }
+
+    api_keys (id) {
+        id -> Uuid,
+        owner -> Uuid,
+        name -> Text,
+        created_at -> Instant,
+        expires_at -> Nullable<Instant>,
+        rotated_at -> Nullable<Instant>,
+        revoked_at -> Nullable<Instant>,
+    }
+
+    api_key_secrets (sha256) {
+        sha256 -> Binary,
+        api_key_id -> Uuid,
+        created_at -> Instant,
+        ends_at -> Nullable<Instant>,
+    }
+
+    api_key_scopes (api_key_id, scope) {
+        api_key_id -> Uuid,
+        scope -> Text,
+    }
+
+    api_key_audiences (api_key_id, audience) {
+        api_key_id -> Uuid,
+        audience -> Text,
     }
 
     audit_events (id) {
@@ -107,6 +135,8 @@ tables! {
         session_id -> Nullable<Uuid>,
         role_id -> Nullable<Uuid>,
         correlation_id -> Text,
+        api_key_id -> Nullable<Uuid>,
+        workload -> Nullable<Text>,
     }
 
     audit_origins (event_id) {
@@ -131,4 +161,12 @@ diesel::joinable!(role_permissions -> roles (role_id));
 diesel::joinable!(user_roles -> roles (role_id));
 diesel::joinable!(user_roles -> users (user_id));
 diesel::joinable!(sessions -> users (user_id));
-diesel::allow_tables_to_appear_in_same_query!(users, roles, role_permissions, user_roles, sessions,);
+diesel::joinable!(api_keys -> users (owner));
+diesel::allow_tables_to_appear_in_same_query!(
+    users,
+    roles,
+    role_permissions,
+    user_roles,
+    sessions,
+    api_keys,
+);

@@ -35,6 +35,7 @@ struct Row {
     session_id: Option<Id>,
     user_id: Option<Id>,
     min_epoch: Option<i64>,
+    api_key_id: Option<Id>,
     created_at: At,
 }
 
@@ -43,6 +44,7 @@ const CHUNK: usize = 500;
 
 const SESSION_REVOKED: &str = "session_revoked";
 const USER_EPOCH: &str = "user_epoch";
+const API_KEY: &str = "api_key";
 const SIGNING_KEYS: &str = "signing_keys";
 const SECRET_KEYS: &str = "secret_keys";
 
@@ -55,6 +57,7 @@ impl Row {
             session_id: None,
             user_id: None,
             min_epoch: None,
+            api_key_id: None,
             created_at: now.into(),
         };
         let kind = match change {
@@ -66,6 +69,10 @@ impl Row {
                 row.user_id = Some((*user_id).into());
                 row.min_epoch = Some(*min_epoch);
                 USER_EPOCH
+            }
+            TrustChange::ApiKey { api_key_id } => {
+                row.api_key_id = Some((*api_key_id).into());
+                API_KEY
             }
             TrustChange::SigningKeys => SIGNING_KEYS,
             TrustChange::SecretKeys => SECRET_KEYS,
@@ -84,13 +91,17 @@ impl TryFrom<Row> for TrustEntry {
             row.session_id,
             row.user_id,
             row.min_epoch,
+            row.api_key_id,
         ) {
             (SESSION_REVOKED, Some(session), ..) => TrustChange::SessionRevoked {
                 session_id: session.into(),
             },
-            (USER_EPOCH, _, Some(user), Some(min_epoch)) => TrustChange::UserEpoch {
+            (USER_EPOCH, _, Some(user), Some(min_epoch), _) => TrustChange::UserEpoch {
                 user_id: user.into(),
                 min_epoch,
+            },
+            (API_KEY, .., Some(api_key)) => TrustChange::ApiKey {
+                api_key_id: api_key.into(),
             },
             (SIGNING_KEYS, ..) => TrustChange::SigningKeys,
             (SECRET_KEYS, ..) => TrustChange::SecretKeys,

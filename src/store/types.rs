@@ -15,7 +15,7 @@ use diesel::{
 };
 
 use crate::{
-    domain::{RoleId, SessionId, UserId},
+    domain::{ApiKeyId, RoleId, SessionId, UserId},
     error::Error,
 };
 
@@ -109,7 +109,7 @@ macro_rules! ids {
         }
     )+};
 }
-ids!(UserId, SessionId, RoleId);
+ids!(UserId, SessionId, RoleId, ApiKeyId);
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

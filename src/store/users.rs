@@ -371,7 +371,7 @@ pub async fn set_status(
 }
 
 /// Leaves a tombstone: erases the personal data of the account, of its sessions,
-/// of the audit events that it caused and of kept replies. None if there is no such account or
+/// of its API keys, of the audit events that it caused and of kept replies. None if there is no such account or
 /// it is one already. Several statements: call it in a transaction.
 pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option<Epochs>> {
     let epochs: Option<(i64, i64)> = on!(conn, |c| diesel::update(live(id))
@@ -407,6 +407,7 @@ pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option
         sessions::address.eq(None::<String>),
     ))
     .execute(c))?;
+    super::api_keys::erase(conn, id, now).await?;
     on!(conn, |c| diesel::delete(
         audit_origins::table.filter(audit_origins::user_id.eq(user))
     )

@@ -116,6 +116,15 @@ on_both! {
         records!(world, admin, sessions.revoke_session(v1::RevokeSessionRequest { session_id: pair.session_id }) => [theirs]);
         let all = v1::RevokeAllSessionsRequest { user_id: id.clone(), keep_current: false };
         records!(world, admin, sessions.revoke_all_sessions(all) => [did("session.revoked_all")]);
+        let id = unique_id();
+        let wish = v1::CreateApiKeyRequest { user_id: about.into(), name: "importer".into(), ..Default::default() };
+        let made = admin.client.clone().api_keys.create_api_key(named(&id, wish)).await.unwrap().into_inner();
+        assert_eq!(events(&world, &id).await, [did("api_key.created")]);
+        let api_key_id = made.api_key.unwrap().api_key_id;
+        let rotate = v1::RotateApiKeyRequest { api_key_id: api_key_id.clone(), overlap: None };
+        records!(world, admin, api_keys.rotate_api_key(rotate) => [did("api_key.rotated")]);
+        records!(world, admin, api_keys.revoke_api_key(v1::RevokeApiKeyRequest { api_key_id: api_key_id.clone() }) => [did("api_key.revoked")]);
+        records!(world, admin, api_keys.revoke_api_key(v1::RevokeApiKeyRequest { api_key_id }) => []);
         records!(world, admin, users.delete_user(user_id(&ana, |user_id| v1::DeleteUserRequest { user_id })) => [did("user.deleted")]);
 
         let id = unique_id();

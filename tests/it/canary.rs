@@ -23,6 +23,7 @@ const UNKNOWN_EMAIL: &str = "canary-nobody-71b4@harbour-8.example";
 const USERNAME: &str = "canary.username.0b6d";
 const DISPLAY_NAME: &str = "Canary Displayname 83fe";
 const DEVICE_NAME: &str = "Canary Devicename 5a19";
+const KEY_NAME: &str = "Canary Keyname 61c8e2";
 const METADATA: &str = "canary-metadata-value-2c44";
 const PASSWORD: &str = "canary password first e07b";
 const NEXT_PASSWORD: &str = "canary password second 18d6";
@@ -33,7 +34,7 @@ const BAD_REFRESH: &str = "csr_canary-refresh-token-e8f1a2b3c4d5";
 const MASTER_KEY: &str = "f10e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f1";
 const DATABASE_PASSWORD: &str = "canary-database-password-a6c9";
 
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
     ADMIN_EMAIL,
     EMAIL,
     NEXT_EMAIL,
@@ -43,6 +44,7 @@ const KNOWN: [&str; 17] = [
     DISPLAY_NAME,
     DEVICE_NAME,
     METADATA,
+    KEY_NAME,
     PASSWORD,
     NEXT_PASSWORD,
     SET_PASSWORD,
@@ -502,6 +504,58 @@ async fn administration(walk: &mut Walk) {
         })
         .await;
     good(reply);
+    let create = |scope: &str| v1::CreateApiKeyRequest {
+        user_id: user_id.clone(),
+        name: KEY_NAME.into(),
+        scopes: vec![scope.into()],
+        ..Default::default()
+    };
+    let reply = admin.api_keys.create_api_key(create("orders.read")).await;
+    walk.bad(reply);
+    let wish = v1::CreateApiKeyRequest {
+        scopes: vec![],
+        ..create("")
+    };
+    let reply = admin.api_keys.create_api_key(wish).await;
+    let made = good(reply);
+    walk.secrets.add(made.secret.as_bytes());
+    let api_key_id = made.api_key.unwrap().api_key_id;
+    let list = |page_token: &str| v1::ListApiKeysRequest {
+        user_id: user_id.clone(),
+        page_token: page_token.into(),
+        ..Default::default()
+    };
+    let reply = admin.api_keys.list_api_keys(list("")).await;
+    assert_eq!(good(reply).api_keys[0].name, KEY_NAME);
+    let reply = admin.api_keys.list_api_keys(list(BAD_TOKEN)).await;
+    walk.bad(reply);
+    let rotate = |id: &str| v1::RotateApiKeyRequest {
+        api_key_id: id.into(),
+        overlap: None,
+    };
+    let reply = admin.api_keys.rotate_api_key(rotate(&api_key_id)).await;
+    let rotated = good(reply);
+    walk.secrets.add(rotated.secret.as_bytes());
+    let reply = admin.api_keys.rotate_api_key(rotate(BAD_TOKEN)).await;
+    walk.bad(reply);
+    for secret in [&made.secret, &rotated.secret] {
+        let mut program = walk.nobody.with_token(secret);
+        let reply = program.auth.who_am_i(v1::WhoAmIRequest {}).await;
+        good(reply);
+        let reply = program
+            .users
+            .list_users(v1::ListUsersRequest::default())
+            .await;
+        walk.bad(reply);
+    }
+    let revoke = v1::RevokeApiKeyRequest { api_key_id };
+    let reply = admin.api_keys.revoke_api_key(revoke.clone()).await;
+    good(reply);
+    let reply = admin.api_keys.revoke_api_key(revoke).await;
+    walk.bad(reply);
+    let mut program = walk.nobody.with_token(&rotated.secret);
+    let reply = program.auth.who_am_i(v1::WhoAmIRequest {}).await;
+    walk.bad(reply);
     let reply = admin
         .users
         .disable_user(v1::DisableUserRequest {

@@ -54,7 +54,9 @@ fn walk(message: &MessageDescriptor, prefix: &str, numbers: &[u32], all: &mut Ve
     for field in message.fields() {
         // What maps and masks hold is reported as the whole.
         let reported = match message.full_name() {
-            "google.protobuf.FieldMask" | "google.protobuf.Timestamp" => prefix.to_owned(),
+            "google.protobuf.FieldMask"
+            | "google.protobuf.Timestamp"
+            | "google.protobuf.Duration" => prefix.to_owned(),
             _ if message.is_map_entry() => prefix.to_owned(),
             _ if prefix.is_empty() => field.name().to_owned(),
             _ => format!("{prefix}.{}", field.name()),
@@ -362,6 +364,7 @@ fn is_unknown(rpc: &str, field: &str, status: &Status) -> bool {
         "user_id" | "user.user_id" => reason == "USER_NOT_FOUND",
         "session_id" => reason == "SESSION_NOT_FOUND",
         "stream_id" => reason == "STREAM_NOT_FOUND",
+        "api_key_id" => reason == "API_KEY_NOT_FOUND",
         "role" | "roles" | "role.name" => reason == "ROLE_NOT_FOUND",
         "name" if rpc == "RoleService/DeleteRole" => reason == "ROLE_NOT_FOUND",
         "identifier" | "password" if rpc == "AuthService/Login" => reason == "LOGIN_FAILED",

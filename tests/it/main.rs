@@ -17,6 +17,7 @@
     reason = "a test exports nothing, fails by panicking, and may be plain about numbers"
 )]
 
+mod api_keys;
 mod audit;
 mod canary;
 mod cancel;

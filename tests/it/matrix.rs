@@ -26,6 +26,7 @@ const NONE: Says = (Code::Unauthenticated, "CREDENTIALS_MISSING");
 const BAD_: Says = (Code::Unauthenticated, "TOKEN_INVALID");
 const DENY: Says = (Code::PermissionDenied, "PERMISSION_DENIED");
 const HIGH: Says = (Code::PermissionDenied, "TARGET_OUTRANKS_CALLER");
+const KEY_: Says = (Code::NotFound, "API_KEY_NOT_FOUND");
 const HIDE: Says = (Code::NotFound, "SESSION_NOT_FOUND");
 
 /// What a caller can be, in the order of a row.
@@ -105,6 +106,10 @@ const TABLE: &[Row] = &[
     row("SessionService/RevokeAllSessions", "countersign.sessions.revoke",[NONE, BAD_, GOOD, DENY, DENY, GOOD, HIGH, GOOD]),
     row("TrustService/WatchTrust", "countersign.trust.watch",             [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
     row("TrustService/AckTrust", "countersign.trust.watch",               [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("ApiKeyService/CreateApiKey", "countersign.api_keys.write",       [NONE, BAD_, GOOD, DENY, DENY, GOOD, HIGH, GOOD]),
+    row("ApiKeyService/ListApiKeys", "countersign.api_keys.read",         [NONE, BAD_, GOOD, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("ApiKeyService/RotateApiKey", "countersign.api_keys.write",       [NONE, BAD_, GOOD, KEY_, KEY_, GOOD, HIGH, GOOD]),
+    row("ApiKeyService/RevokeApiKey", "countersign.api_keys.write",       [NONE, BAD_, GOOD, KEY_, KEY_, GOOD, HIGH, GOOD]),
 ];
 
 fn all_but(needed: &str) -> Vec<&'static str> {

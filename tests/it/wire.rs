@@ -31,6 +31,7 @@ fn matches(name: &str, text: &str) {
     let masks = [
         (r"eyJ[\w-]+\.[\w-]+\.[\w-]+", "[access token]"),
         (r"csr_[\w-]+", "[refresh token]"),
+        (r"csk_[\w-]+", "[API key]"),
         (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "[id]"),
         (
             r#"request_id: "[0-9a-f]{32}""#,
@@ -297,6 +298,15 @@ async fn provoke(world: &World) -> Vec<(&'static str, Status)> {
         "SESSION_NOT_FOUND",
         admin.client.sessions,
         revoke_session,
+        unknown
+    );
+    let unknown = v1::RevokeApiKeyRequest {
+        api_key_id: ana.user_id.clone(),
+    };
+    refused!(
+        "API_KEY_NOT_FOUND",
+        ana.client.api_keys,
+        revoke_api_key,
         unknown
     );
     let role = |name: String| v1::CreateRoleRequest {

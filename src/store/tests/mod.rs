@@ -1,6 +1,7 @@
 //! Tests of the store, each on SQLite and on PostgreSQL unless it says why not.
 
 mod accounts;
+mod api_keys;
 mod cancellation;
 mod connecting;
 mod health;

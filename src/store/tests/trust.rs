@@ -10,7 +10,7 @@ use countersign_verifier::{Algorithm, KeyState};
 use super::{Database, call, id, on_both, seconds};
 use crate::{
     domain::{
-        SessionId, UserId,
+        ApiKeyId, SessionId, UserId,
         signing_key::{Purpose, SecretKey, SigningKey},
         trust::TrustChange,
     },
@@ -43,6 +43,7 @@ on_both! {
         let changes = [
             revoked(),
             TrustChange::UserEpoch { user_id: UserId(id()), min_epoch: 7 },
+            TrustChange::ApiKey { api_key_id: ApiKeyId(id()) },
             TrustChange::SigningKeys,
             TrustChange::SecretKeys,
         ];
@@ -55,14 +56,14 @@ on_both! {
             })
             .await
             .unwrap();
-        assert_eq!((written.value, written.seq), ("value", Some(4)));
+        assert_eq!((written.value, written.seq), ("value", Some(5)));
         let mut conn = db.read().await;
         let entries = trust::since(&mut conn, 0, 100).await.unwrap();
-        assert_eq!(entries.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert_eq!(entries.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         assert!(entries.iter().map(|e| &e.change).eq(&changes));
         assert!(entries.iter().all(|e| e.created_at == db.now()));
         let head = trust::head(&mut conn).await.unwrap();
-        assert_eq!(head, (4, entries[3].nonce));
+        assert_eq!(head, (5, entries[4].nonce));
         assert_eq!(trust::since(&mut conn, 2, 1).await.unwrap(), entries[2..3]);
         drop(conn);
         // The same number in another history has another nonce.

@@ -211,3 +211,52 @@ impl Person {
         }
     }
 }
+
+/// Creates an API key of the caller's own: what is known of it, and its secret.
+pub async fn create_api_key(
+    client: &Client,
+    scopes: &[&str],
+) -> Result<(v1::ApiKey, String), Status> {
+    let request = v1::CreateApiKeyRequest {
+        name: "a program".to_owned(),
+        scopes: scopes.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    };
+    let reply = client.clone().api_keys.create_api_key(request).await?;
+    let reply = reply.into_inner();
+    Ok((reply.api_key.expect("a key"), reply.secret))
+}
+
+/// Gives an API key another secret, which is returned.
+pub async fn rotate_api_key(
+    client: &Client,
+    api_key_id: &str,
+    overlap: std::time::Duration,
+) -> Result<(v1::ApiKey, String), Status> {
+    let request = v1::RotateApiKeyRequest {
+        api_key_id: api_key_id.to_owned(),
+        overlap: Some(prost_types::Duration::try_from(overlap).expect("not so long")),
+    };
+    let reply = client.clone().api_keys.rotate_api_key(request).await?;
+    let reply = reply.into_inner();
+    Ok((reply.api_key.expect("a key"), reply.secret))
+}
+
+/// Ends an API key.
+pub async fn revoke_api_key(client: &Client, api_key_id: &str) -> Result<(), Status> {
+    let request = v1::RevokeApiKeyRequest {
+        api_key_id: api_key_id.to_owned(),
+    };
+    client.clone().api_keys.revoke_api_key(request).await?;
+    Ok(())
+}
+
+/// The API keys of an account, newest first; one's own without an id.
+pub async fn api_keys(client: &Client, user_id: &str) -> Result<Vec<v1::ApiKey>, Status> {
+    let request = v1::ListApiKeysRequest {
+        user_id: user_id.to_owned(),
+        ..Default::default()
+    };
+    let reply = client.clone().api_keys.list_api_keys(request).await?;
+    Ok(reply.into_inner().api_keys)
+}

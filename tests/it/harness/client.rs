@@ -2,9 +2,10 @@
 //! without a bearer token, and what its failures say.
 
 use countersign_proto::v1::{
-    auth_service_client::AuthServiceClient, role_service_client::RoleServiceClient,
-    session_service_client::SessionServiceClient, token_service_client::TokenServiceClient,
-    trust_service_client::TrustServiceClient, user_service_client::UserServiceClient,
+    api_key_service_client::ApiKeyServiceClient, auth_service_client::AuthServiceClient,
+    role_service_client::RoleServiceClient, session_service_client::SessionServiceClient,
+    token_service_client::TokenServiceClient, trust_service_client::TrustServiceClient,
+    user_service_client::UserServiceClient,
 };
 use tonic::{
     Code, Request, Status,
@@ -40,6 +41,7 @@ pub struct Client {
     pub roles: RoleServiceClient<Stub>,
     pub sessions: SessionServiceClient<Stub>,
     pub trust: TrustServiceClient<Stub>,
+    pub api_keys: ApiKeyServiceClient<Stub>,
 }
 
 impl Client {
@@ -53,6 +55,7 @@ impl Client {
             roles: RoleServiceClient::new(stub()),
             sessions: SessionServiceClient::new(stub()),
             trust: TrustServiceClient::new(stub()),
+            api_keys: ApiKeyServiceClient::new(stub()),
             channel,
         }
     }

@@ -12,6 +12,7 @@ use std::{
 use countersign::{
     domain::{Call, DisplayName, Metadata, Password, PermissionName, RoleName},
     service::{
+        api_keys,
         feed::Seat,
         once::{Made, Repeatable},
         roles, users,
@@ -68,6 +69,8 @@ pub struct Objects {
     pub permissions: Vec<String>,
     /// A validator that follows the first node.
     pub validator: Arc<Seat>,
+    /// An API key of the target, with the same permissions.
+    pub api_key: String,
 }
 
 impl Objects {
@@ -77,8 +80,10 @@ impl Objects {
         let (target, held) = persona(world, &permissions).await;
         let role = format!("free-{held}");
         create_role(world, &role, &permissions).await;
+        let api_key = api_key(world, &target.user_id, &permissions).await.0;
         Self {
             free_email: world.new_email(),
+            api_key,
             target,
             role,
             held,
@@ -94,8 +99,10 @@ impl Objects {
         let free_email = world.new_email();
         let role = format!("high-{}", local_part(&free_email));
         create_role(world, &role, &permissions).await;
+        let api_key = api_key(world, &target.user_id, &permissions).await.0;
         Self {
             free_email,
+            api_key,
             target,
             role,
             held: RoleName::ADMIN.to_owned(),
@@ -140,6 +147,26 @@ pub async fn persona(world: &World, permissions: &[&str]) -> (Person, String) {
         client,
     };
     (person, role)
+}
+
+/// An API key of somebody: its id and its secret.
+pub async fn api_key(world: &World, owner: &str, scopes: &[&str]) -> (String, String) {
+    let wish = api_keys::NewApiKey {
+        owner: Some(owner.parse().expect("an id")),
+        name: "a program".parse().expect("a name"),
+        scopes: scopes
+            .iter()
+            .map(|name| name.parse().expect("a permission"))
+            .collect(),
+        audiences: Vec::new(),
+        expires_at: None,
+    };
+    let (core, call) = (world.node.running.core(), Call::internal("test"));
+    let made = api_keys::create(core, &call, wish, Repeatable::once()).await;
+    let Made::Now((key, secret)) = made.expect("creates a key") else {
+        panic!("made before")
+    };
+    (key.id.to_string(), secret.expose().to_owned())
 }
 
 async fn create_role(world: &World, name: &str, permissions: &[&str]) {
@@ -295,6 +322,27 @@ pub fn request(rpc: &str, on: &Objects) -> Vec<u8> {
         "TrustService/AckTrust" => v1::AckTrustRequest {
             stream_id: on.validator.id().to_string(),
             seq: 1,
+        }
+        .encode_to_vec(),
+        "ApiKeyService/CreateApiKey" => v1::CreateApiKeyRequest {
+            user_id: user_id(),
+            name: "another program".to_owned(),
+            scopes: on.permissions.clone(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "ApiKeyService/ListApiKeys" => v1::ListApiKeysRequest {
+            user_id: user_id(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "ApiKeyService/RotateApiKey" => v1::RotateApiKeyRequest {
+            api_key_id: on.api_key.clone(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "ApiKeyService/RevokeApiKey" => v1::RevokeApiKeyRequest {
+            api_key_id: on.api_key.clone(),
         }
         .encode_to_vec(),
         other => panic!("{other} is new: give it a valid request here"),

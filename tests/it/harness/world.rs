@@ -335,5 +335,6 @@ pub fn settings(database: &Database) -> Config {
     config.limits.rate_limits_enabled = false;
     // At the clock that stands still no session is older than another.
     config.sessions.max_per_user = 100_000;
+    config.api_keys.max_per_user = 100_000;
     config
 }
