@@ -3,6 +3,7 @@
 //! is done by the rooms. Results go to standard output, everything else to
 //! standard error.
 
+pub mod api_key;
 pub mod backup;
 pub mod banner;
 pub mod check_config;
@@ -97,6 +98,9 @@ pub enum Command {
     /// Create, list and change accounts
     #[command(subcommand)]
     User(user::Command),
+    /// Create, list, rotate and revoke API keys
+    #[command(subcommand)]
+    ApiKey(api_key::Command),
     /// Show signing keys
     #[command(subcommand)]
     Key(key::Command),
@@ -173,6 +177,12 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
         Command::User(command) => {
             on(work, async move {
                 user::run(command, &open(&config).await?).await
+            })
+            .await?
+        }
+        Command::ApiKey(command) => {
+            on(work, async move {
+                api_key::run(command, &open(&config).await?).await
             })
             .await?
         }

@@ -233,7 +233,7 @@ impl List {
 }
 
 impl Account {
-    async fn find(&self, core: &Core, call: &Call) -> anyhow::Result<UserId> {
+    pub(super) async fn find(&self, core: &Core, call: &Call) -> anyhow::Result<UserId> {
         let identifier = match self {
             Self::Id(id) => return Ok(*id),
             Self::Identifier(identifier) => identifier,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use crate::{
-    harness::{Kind, binary::Program, database::Database, refused, world},
+    harness::{Kind, binary::Program, calls, database::Database, eventually, refused, world},
     on_both,
 };
 
@@ -29,6 +29,59 @@ fn heading(text: &str) -> Vec<&str> {
 }
 
 on_both! {
+    async fn api_keys_are_made_rotated_and_revoked_beside_a_running_node(program: Program) {
+        let server = program.serve("server").await;
+        let create = ["user", "create", "--email", "ana@example.com", "--role", "admin", "--password-stdin"];
+        program.succeed(&create, PASSWORD);
+        let program = &program;
+        // Standard output has the secret and nothing else.
+        let make = |more: &[&str]| {
+            let arguments = [&["api-key", "create", "ana@example.com", "--name", "importer"], more].concat();
+            let made = program.succeed(&arguments, "");
+            let secret = made.strip_suffix('\n').expect(&made).to_owned();
+            assert!(countersign_verifier::ApiKeyHash::of(&secret).is_some(), "{made}");
+            secret
+        };
+        let good = async |secret: &str| calls::validates(&server.client(), secret).await;
+        let secret = make(&["--scope", "countersign.users.read", "--expires-in", "90d"]);
+        eventually("the node hears of the key", async || good(&secret).await).await;
+        let mut importer = server.client().with_token(&secret);
+        importer.users.list_users(v1::ListUsersRequest::default()).await.unwrap();
+        make(&[]);
+
+        let listed = json(&program.succeed(&["api-key", "list", "ana@example.com", "--format", "json"], ""));
+        let keys = listed.as_array().unwrap();
+        assert_eq!(keys.len(), 2);
+        let key = keys.iter().find(|key| !key["expires_at"].is_null()).unwrap();
+        assert_eq!((&key["name"], &key["scopes"]), (&"importer".into(), &serde_json::json!(["countersign.users.read"])));
+        let id = key["id"].as_str().unwrap();
+        let table = program.succeed(&["api-key", "list", "ana@example.com"], "");
+        assert_eq!(heading(&table), ["ID", "NAME", "SCOPES", "AUDIENCES", "CREATED", "ROTATED", "EXPIRES"]);
+        assert!(table.contains(id) && !table.contains("csk_"), "{table}");
+
+        let next = program.succeed(&["api-key", "rotate", id], "");
+        eventually("the node hears of the next secret", async || good(next.trim_end()).await).await;
+        assert!(good(&secret).await);
+        let last = program.succeed(&["api-key", "rotate", id, "--overlap", "0s"], "");
+        eventually("the node hears of the end of the others", async || {
+            good(last.trim_end()).await && !good(&secret).await && !good(next.trim_end()).await
+        }).await;
+        program.succeed(&["api-key", "revoke", id], "");
+        eventually("the node hears of the end of the key", async || !good(last.trim_end()).await).await;
+
+        for (arguments, complaint) in [
+            (&["revoke", id][..], "there is no such live API key"),
+            (&["create", "ana@example.com", "--name", "x", "--scope", "orders.read"], "is no permission that the key's owner holds"),
+            (&["create", "ana@example.com", "--name", "x", "--expires-in", "0s"], "must be in the future"),
+            (&["create", "nobody@example.com", "--name", "x"], "there is no such account"),
+        ] {
+            let said = program.fail(&[&["api-key"], arguments].concat(), "");
+            assert!(said.contains(complaint), "{arguments:?}: {said}");
+        }
+        let long = program.run(&["api-key", "rotate", id, "--overlap", "31d"]);
+        assert!(String::from_utf8_lossy(&long.stderr).contains("must be 0 to 30 days"));
+    }
+
     async fn the_schema_goes_up_and_down_and_says_where_it_stands(program: Program) {
         let before = program.succeed(&["migrate", "status"], "");
         assert_eq!(heading(&before), ["MIGRATION", "STATE"]);
