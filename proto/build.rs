@@ -5,9 +5,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "countersign/v1/api_key.proto",
     "countersign/v1/auth.proto",
+    "countersign/v1/key.proto",
     "countersign/v1/reason.proto",
     "countersign/v1/role.proto",
     "countersign/v1/session.proto",

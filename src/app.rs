@@ -29,7 +29,8 @@ use crate::{
     listen::Listener,
     middleware::{self, PeerLimits, access},
     service::{
-        Core, Feed, Keyring, Policy, Trust, Work, janitor::Janitor, trust::Follower, wake::Wake,
+        Core, Feed, Keyring, Policy, Skew, Trust, Work, janitor::Janitor, presence::Presence,
+        rotation::Rotation, trust::Follower, wake::Wake,
     },
     store::Store,
     telemetry::{self, Telemetry},
@@ -84,17 +85,20 @@ pub async fn core(
     );
     let sealer = Sealer::new(master_key).context("the master key cannot be used")?;
     Ok(Core {
+        node_id: uuid::Builder::from_random_bytes(entropy.array()).into_uuid(),
         store: store.await?,
         lanes: Lanes::start(&config.hashing, Arc::clone(&entropy))?,
         clock,
         entropy,
         keyring: Arc::new(Keyring::new(sealer)),
         trust,
+        skew: Skew::new(config.tokens.max_clock_skew_seconds),
         policy: Policy {
             issuer: config.issuer.clone(),
             audiences: config.audiences.clone(),
             client_id: config.client_id.clone(),
             self_registration: config.self_registration,
+            keys: config.keys.policy(config.http.jwks_max_age_seconds),
             tokens: config.tokens.clone(),
             sessions: config.sessions.clone(),
             api_keys: config.api_keys.clone(),
@@ -146,6 +150,33 @@ impl Tasks {
             failed.send_replace(Some(format!("{name} failed: {why}")));
         };
         self.tracker.spawn_on(watched, runtime);
+    }
+
+    /// What works on the database in the background.
+    fn spawn_work(
+        &self,
+        config: &Config,
+        core: &Arc<Core>,
+        feed: &Arc<Feed>,
+        work: &Handle,
+        over: &CancellationToken,
+    ) {
+        let poll = Duration::from_millis(config.database.trust_poll_ms);
+        let follower = Follower::new(Arc::clone(core), Arc::clone(feed), poll);
+        self.spawn("following the trust log", work, follower.run(over.clone()));
+        let listening = Wake::new(Arc::clone(core)).run(over.clone());
+        self.spawn("listening to the trust log", work, listening.map(Ok));
+        let presence = Presence::new(Arc::clone(core), Arc::clone(feed)).run(over.clone());
+        self.spawn("telling other nodes", work, presence.map(Ok));
+        let rotation = Rotation::new(Arc::clone(core)).run(over.clone());
+        self.spawn("rotating signing keys", work, rotation.map(Ok));
+        let janitor = Janitor::new(Arc::clone(core), JANITOR_EVERY).run(over.clone());
+        self.spawn("the janitor", work, janitor.map(Ok));
+        let (store, until) = (core.store.clone(), over.clone());
+        let every = Duration::from_millis(config.database.breaker.probe_interval_ms);
+        let breaker = core.store.breaker().clone();
+        let probe = breaker.probe(async move || store.ping().await.is_ok(), every, until);
+        self.spawn("probing the database", work, probe.map(Ok));
     }
 }
 
@@ -232,17 +263,7 @@ impl Node {
         let sweeping = peer_limits.run(over.clone());
         tasks.spawn("the limits per peer", &serving, sweeping.map(Ok));
 
-        let poll = Duration::from_millis(config.database.trust_poll_ms);
-        let follower = Follower::new(Arc::clone(&core), Arc::clone(&feed), poll);
-        tasks.spawn("following the trust log", work, follower.run(over.clone()));
-        let listening = Wake::new(Arc::clone(&core)).run(over.clone());
-        tasks.spawn("listening to the trust log", work, listening.map(Ok));
-        let janitor = Janitor::new(Arc::clone(&core), JANITOR_EVERY).run(over.clone());
-        tasks.spawn("the janitor", work, janitor.map(Ok));
-        let (store, until) = (core.store.clone(), over.clone());
-        let every = Duration::from_millis(config.database.breaker.probe_interval_ms);
-        let probe = breaker.probe(async move || store.ping().await.is_ok(), every, until);
-        tasks.spawn("probing the database", work, probe.map(Ok));
+        tasks.spawn_work(config, &core, &feed, work, &over);
         Ok(Self {
             core,
             feed,

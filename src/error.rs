@@ -106,6 +106,24 @@ impl Error {
         error
     }
 
+    /// A signing key is to be published for so long still, and so many nodes and
+    /// validators do not know it.
+    pub fn key_not_published(wait: Duration, nodes: usize, validators: u32) -> Self {
+        // Whoever waits for less than a second waits in vain.
+        let seconds = wait.as_millis().div_ceil(1_000);
+        let mut error = Self::new(Reason::KeyNotPublished)
+            .with("wait_seconds", seconds.to_string())
+            .with("nodes", nodes.to_string())
+            .with("validators", validators.to_string())
+            .retry_after(wait.max(RETRY));
+        error.0.message = format!(
+            "not everybody may know the signing key yet: it is to be published for {seconds} more \
+             seconds, {nodes} nodes and {validators} validators do not have it"
+        )
+        .into();
+        error
+    }
+
     /// One field breaks its rules.
     pub fn invalid(field: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
         Violations::one(field, reason).into()
@@ -163,17 +181,26 @@ pub fn code(reason: Reason) -> Code {
         | Reason::RoleNotFound
         | Reason::SessionNotFound
         | Reason::StreamNotFound
-        | Reason::ApiKeyNotFound => Code::NotFound,
+        | Reason::ApiKeyNotFound
+        | Reason::KeyNotFound => Code::NotFound,
         Reason::EmailTaken | Reason::UsernameTaken | Reason::RoleExists => Code::AlreadyExists,
         Reason::LastAdmin
         | Reason::RoleBuiltIn
         | Reason::RoleInUse
         | Reason::TooManyRoles
-        | Reason::TooManyApiKeys => Code::FailedPrecondition,
+        | Reason::TooManyApiKeys
+        | Reason::KeyAlreadyStaged
+        | Reason::KeyNotPublished
+        | Reason::KeyNotNext
+        | Reason::KeyActive
+        | Reason::TooManyKeys => Code::FailedPrecondition,
         Reason::RateLimited | Reason::Overloaded | Reason::RequestTooLarge => {
             Code::ResourceExhausted
         }
-        Reason::DependencyUnavailable | Reason::NotReady | Reason::TrustStale => Code::Unavailable,
+        Reason::DependencyUnavailable
+        | Reason::NotReady
+        | Reason::TrustStale
+        | Reason::ClockSkewed => Code::Unavailable,
         Reason::OutcomeUnknown => Code::Unknown,
         Reason::FeedLagged => Code::Aborted,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
@@ -204,6 +231,7 @@ fn message(reason: Reason) -> &'static str {
         Reason::StreamNotFound => "this node has no such stream of WatchTrust",
         Reason::FeedLagged => "the reader was too slow; watch again from the last position",
         Reason::ApiKeyNotFound => "there is no such live API key",
+        Reason::KeyNotFound => "there is no such signing key",
         Reason::EmailTaken => "another account has this e-mail address",
         Reason::UsernameTaken => "another account has this username",
         Reason::RoleExists => "there is a role of this name",
@@ -212,12 +240,21 @@ fn message(reason: Reason) -> &'static str {
         Reason::RoleInUse => "users still hold the role; revoke it from them first",
         Reason::TooManyRoles => "the user would hold more than 8 roles",
         Reason::TooManyApiKeys => "the user has as many live API keys as may be; revoke one first",
+        Reason::KeyAlreadyStaged => "there is a next signing key; activate it, or retire it first",
+        Reason::KeyNotPublished => "not everybody may know the signing key yet",
+        Reason::KeyNotNext => "the signing key is not the next one",
+        Reason::KeyActive => {
+            "the active signing key cannot be retired; activate the next one, with \
+             retire_previous to take this one away with it"
+        }
+        Reason::TooManyKeys => "there are 64 signing keys; the retired ones go within the hour",
         Reason::RateLimited => "too many calls from this peer; try again later",
         Reason::Overloaded => "the node is at its limit for this kind of work; try again later",
         Reason::RequestTooLarge => "the request message is too large",
         Reason::DependencyUnavailable => "something that the call needs does not answer",
         Reason::NotReady => "the node is starting or stopping; try another one, or again later",
         Reason::TrustStale => "what this server knows is older than the caller accepts",
+        Reason::ClockSkewed => "the node's clock is off, so it mints no tokens; try another one",
         Reason::OutcomeUnknown => {
             "the change may or may not have happened; look, or retry with the same request_id \
              where there is one"

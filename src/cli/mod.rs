@@ -101,7 +101,7 @@ pub enum Command {
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::Command),
-    /// Show signing keys
+    /// Show and rotate signing keys
     #[command(subcommand)]
     Key(key::Command),
     /// Copy the SQLite database, also while it is being served

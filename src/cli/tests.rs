@@ -34,6 +34,9 @@ fn what_the_manual_says_is_understood() {
         "countersign user grant ana@example.com admin",
         "countersign user grant 01890a5d-ac96-774b-bcce-b302099a8057 admin",
         "countersign key list",
+        "countersign key stage --algorithm ES256",
+        "countersign key activate KID --force --retire-previous",
+        "countersign key retire KID",
         "countersign backup /tmp/copy.db",
     ] {
         parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -239,6 +242,7 @@ fn keys_and_migrations_are_listed() {
         sealed: b"hunter2".to_vec(),
         created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
         changed_at: "2026-01-02T03:04:05Z".parse().unwrap(),
+        verify_until: None,
     };
     let table = key::show(std::slice::from_ref(&key), Format::Table);
     assert!(
@@ -246,7 +250,7 @@ fn keys_and_migrations_are_listed() {
         "{table}"
     );
     let json: serde_json::Value = serde_json::from_str(&key::show(&[key], Format::Json)).unwrap();
-    assert_eq!(json[0].as_object().unwrap().len(), 5);
+    assert_eq!(json[0].as_object().unwrap().len(), 6);
     let migrations = [
         ("accounts".to_owned(), "applied"),
         ("audit".to_owned(), "pending"),

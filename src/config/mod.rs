@@ -57,6 +57,8 @@ pub struct Config {
     pub database: store::Config,
     /// Password hashing.
     pub hashing: crypto::lanes::Config,
+    /// Signing keys.
+    pub keys: service::keys::Config,
     /// Access tokens.
     pub tokens: service::token::Config,
     /// Sessions.
@@ -172,6 +174,7 @@ impl Default for Config {
             http: http::Config::default(),
             database: store::Config::default(),
             hashing: crypto::lanes::Config::default(),
+            keys: service::keys::Config::default(),
             tokens: service::token::Config::default(),
             sessions: service::session::Config::default(),
             api_keys: service::api_keys::Config::default(),

@@ -82,6 +82,7 @@ fn entries() -> Vec<Entry> {
 fn unit(key: &str) -> &'static str {
     let units = [
         ("_seconds", "s"),
+        ("_days", "days"),
         ("_ms", "ms"),
         ("_kib", "KiB"),
         ("_per_minute", "calls per minute"),

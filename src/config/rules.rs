@@ -107,6 +107,7 @@ fn check_sections(config: &Config, problems: &mut Vec<String>) {
         ("http", config.http.validate()),
         ("database", config.database.validate()),
         ("hashing", hashing),
+        ("keys", config.keys.validate()),
         ("tokens", config.tokens.validate()),
         ("sessions", config.sessions.validate()),
         ("api_keys", config.api_keys.validate()),
@@ -205,6 +206,14 @@ fn warn_production(config: &Config, settings: &Settings, warnings: &mut Vec<Stri
     }
     if config.database.may_send_plaintext() && says_plaintext(config) {
         warnings.push("`database.url` says that something else encrypts to PostgreSQL".to_owned());
+    }
+    let ahead = u64::from(config.keys.publish_ahead_seconds);
+    if (1..config.http.jwks_max_age_seconds).contains(&ahead) {
+        warnings.push(
+            "`keys.publish_ahead_seconds` is shorter than `http.jwks_max_age_seconds`: clients \
+             with a cached JWKS will not know a new signing key"
+                .to_owned(),
+        );
     }
     if config.reflection {
         let origin = settings.get("reflection").map(|s| s.origin().to_string());

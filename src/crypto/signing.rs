@@ -67,6 +67,7 @@ pub fn generate(
         sealed,
         created_at: now,
         changed_at: now,
+        verify_until: None,
     })
 }
 

@@ -33,6 +33,8 @@ pub struct AuditEvent {
     pub role_id: Option<RoleId>,
     /// The API key concerned, else the one by which it was done.
     pub api_key_id: Option<ApiKeyId>,
+    /// The signing key concerned.
+    pub kid: Option<String>,
     /// Finds the call in the log.
     pub correlation_id: String,
     /// Where the call came from; stored apart.
@@ -116,6 +118,12 @@ actions! {
     ApiKeyRotated = "api_key.rotated",
     /// An API key was revoked.
     ApiKeyRevoked = "api_key.revoked",
-    /// A signing key was created.
+    /// The first signing key was created.
     KeyCreated = "key.created",
+    /// A signing key was created, to sign later.
+    KeyStaged = "key.staged",
+    /// A signing key signs from then on, and the one before it no more.
+    KeyActivated = "key.activated",
+    /// A signing key was taken away: its tokens are refused.
+    KeyRemoved = "key.removed",
 }

@@ -56,6 +56,10 @@ permissions! {
     ApiKeysRead = "countersign.api_keys.read",
     /// Create, rotate and revoke API keys for others.
     ApiKeysWrite = "countersign.api_keys.write",
+    /// See signing keys.
+    KeysRead = "countersign.keys.read",
+    /// Stage, activate and retire signing keys.
+    KeysRotate = "countersign.keys.rotate",
 }
 
 impl PermissionName {

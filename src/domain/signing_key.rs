@@ -25,6 +25,8 @@ pub struct SigningKey {
     pub created_at: Timestamp,
     /// When it entered its state.
     pub changed_at: Timestamp,
+    /// Of a retired key: until when tokens of it may be presented.
+    pub verify_until: Option<Timestamp>,
 }
 
 /// What a stored symmetric key is for. Each purpose has keys of its own.

@@ -356,7 +356,7 @@ pub(super) fn optional_user_id(text: &str) -> Result<Option<UserId>> {
     Ok(id)
 }
 
-fn request_id(v: &mut Violations, text: &str) -> Option<Uuid> {
+pub(super) fn request_id(v: &mut Violations, text: &str) -> Option<Uuid> {
     if text.is_empty() {
         None
     } else {

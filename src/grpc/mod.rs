@@ -5,6 +5,7 @@ mod api_key;
 mod auth;
 mod convert;
 pub mod ext_authz;
+mod key;
 mod role;
 mod session;
 mod token;
@@ -53,14 +54,15 @@ impl Api {
     pub fn routes(self, routes: Routes) -> Routes {
         use v1::{
             api_key_service_server::ApiKeyServiceServer, auth_service_server::AuthServiceServer,
-            role_service_server::RoleServiceServer, session_service_server::SessionServiceServer,
-            user_service_server::UserServiceServer,
+            key_service_server::KeyServiceServer, role_service_server::RoleServiceServer,
+            session_service_server::SessionServiceServer, user_service_server::UserServiceServer,
         };
         let auth = AuthServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
         let user = UserServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
         let role = RoleServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
         let api_key =
             ApiKeyServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        let key = KeyServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES);
         let session = SessionServiceServer::new(self).max_decoding_message_size(MESSAGE_BYTES);
         routes
             .add_service(auth)
@@ -68,6 +70,7 @@ impl Api {
             .add_service(role)
             .add_service(session)
             .add_service(api_key)
+            .add_service(key)
     }
 
     /// Reads a request, does the work for it on the work runtime, and returns

@@ -9,8 +9,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use Class::{Hash, Read, Stream, Validate, Write};
 use Permission::{
-    RolesGrant, RolesRead, RolesWrite, TrustWatch, UsersDelete, UsersRead, UsersSetPassword,
-    UsersWrite,
+    KeysRead, KeysRotate, RolesGrant, RolesRead, RolesWrite, TrustWatch, UsersDelete, UsersRead,
+    UsersSetPassword, UsersWrite,
 };
 use Who::{Caller, Needs, OptionalCaller, Public};
 
@@ -232,6 +232,25 @@ pub static ROWS: &[Row] = &[
     row("/countersign.v1.ApiKeyService/ListApiKeys", Caller, Read).stored(),
     row("/countersign.v1.ApiKeyService/RotateApiKey", Caller, Write).stored(),
     row("/countersign.v1.ApiKeyService/RevokeApiKey", Caller, Write).stored(),
+    row("/countersign.v1.KeyService/ListKeys", Needs(KeysRead), Read).stored(),
+    row(
+        "/countersign.v1.KeyService/StageKey",
+        Needs(KeysRotate),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.KeyService/ActivateKey",
+        Needs(KeysRotate),
+        Write,
+    )
+    .stored(),
+    row(
+        "/countersign.v1.KeyService/RetireKey",
+        Needs(KeysRotate),
+        Write,
+    )
+    .stored(),
     row("/grpc.health.v1.Health/Check", Public, Validate),
     row("/grpc.health.v1.Health/Watch", Public, Stream),
     row(

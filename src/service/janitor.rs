@@ -7,11 +7,11 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{Core, token};
+use super::{Core, keys, token};
 use crate::{
     domain::{ApiKeyId, Call, trust::TrustChange},
     error::Result,
-    store::{Conn, api_keys, janitor, trust},
+    store::{Conn, api_keys, janitor, nodes, trust},
 };
 
 /// Rows deleted in one transaction.
@@ -21,6 +21,9 @@ const BATCH: i64 = 500;
 /// what it is and a person can ask what happened.
 const KEPT: SignedDuration = SignedDuration::from_hours(24);
 
+/// A node that has ended without a word is shown for so long.
+const SILENT_KEPT: SignedDuration = SignedDuration::from_hours(1);
+
 /// What expires.
 #[derive(Debug, Clone, Copy)]
 enum Expired {
@@ -29,15 +32,19 @@ enum Expired {
     ApiKeySecrets,
     Requests,
     TrustEntries,
+    SigningKeys,
+    Nodes,
 }
 
 impl Expired {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Sessions,
         Self::ApiKeys,
         Self::ApiKeySecrets,
         Self::Requests,
         Self::TrustEntries,
+        Self::SigningKeys,
+        Self::Nodes,
     ];
 }
 
@@ -129,6 +136,8 @@ impl Janitor {
                 // Nodes that start read the log from its beginning: an entry
                 // goes twice as late as it might.
                 Expired::TrustEntries => trust::prune(tx, now - token::RETENTION * 2, BATCH).await,
+                Expired::SigningKeys => keys::remove_expired(&self.core, &self.call, tx).await,
+                Expired::Nodes => nodes::delete_silent(tx, now - SILENT_KEPT).await,
             })
             .await?;
         Ok(i64::try_from(written.value).unwrap_or(BATCH))

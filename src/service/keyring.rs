@@ -8,12 +8,18 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use countersign_verifier::{KeySet, KeyState, PublicKey};
+use countersign_verifier::{Algorithm, KeySet, KeyState, PublicKey};
+use jiff::Timestamp;
 
 use super::Core;
 use crate::{
     crypto::{RefreshKeys, RequestKeys, Sealer, Signer, secret_key, signing},
-    domain::{Call, audit::Action, signing_key::Purpose, trust::TrustChange},
+    domain::{
+        Call, Entropy,
+        audit::Action,
+        signing_key::{Purpose, SigningKey},
+        trust::TrustChange,
+    },
     error::{Error, Result},
     service::record,
     store::{Store, audit, keys},
@@ -33,6 +39,8 @@ pub struct Keys {
     pub request: RequestKeys,
     /// The public halves of all signing keys.
     pub public: KeySet,
+    /// All signing keys as they are stored, sealed.
+    pub stored: Vec<SigningKey>,
 }
 
 /// The keys in use.
@@ -61,6 +69,17 @@ impl Keyring {
     /// The keys; NOT_READY before the first load.
     pub fn keys(&self) -> Result<Arc<Keys>> {
         self.keys.load_full().ok_or_else(Error::not_ready)
+    }
+
+    /// A new signing key, sealed.
+    pub(super) fn generate(
+        &self,
+        algorithm: Algorithm,
+        state: KeyState,
+        now: Timestamp,
+        entropy: &dyn Entropy,
+    ) -> Result<SigningKey> {
+        signing::generate(algorithm, state, now, entropy, &self.sealer)
     }
 
     /// Reads all keys anew because a token names one that is not known. Anybody
@@ -99,6 +118,7 @@ impl Keyring {
             refresh: RefreshKeys::open(&secrets, &self.sealer)?,
             request: RequestKeys::open(&secrets, &self.sealer)?,
             public,
+            stored: pairs,
         });
         self.keys.store(Some(Arc::clone(&loaded)));
         Ok(loaded)
@@ -124,15 +144,16 @@ pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
     }
     core.store
         .write(call, async |tx| {
-            keys::lock_creation(tx).await?;
+            keys::lock(tx).await?;
             let now = core.now();
             let pairs = keys::signing_keys(tx).await?;
             if !pairs.iter().any(|key| key.state == KeyState::Active) {
-                let key =
-                    signing::generate(algorithm, KeyState::Active, now, &*core.entropy, sealer)?;
+                let entropy = &*core.entropy;
+                let key = (core.keyring).generate(algorithm, KeyState::Active, now, entropy)?;
                 if keys::insert_signing_key(tx, &key).await? {
                     tracing::info!(kid = key.kid, "created the first signing key");
-                    audit::insert(tx, &record::event(core, call, Action::KeyCreated)).await?;
+                    let event = record::event(core, call, Action::KeyCreated).key(&key.kid);
+                    audit::insert(tx, &event).await?;
                     tx.announce(TrustChange::SigningKeys);
                 }
             }

@@ -2,7 +2,7 @@
 //! account.
 
 use super::{
-    Core, record,
+    Core, record, skew,
     token::{self, Subject, TokenPair},
 };
 use crate::{
@@ -30,7 +30,8 @@ pub struct Login {
 
 /// Opens a session.
 ///
-/// The order matters. A node without keys says so before it looks at anything;
+/// The order matters. A node without keys, or with a wrong clock, says so before
+/// it looks at anything;
 /// the lane's ticket comes next, so that a shed call costs no query; the
 /// connection is given back before the hash, so that waiting logins hold none;
 /// the session is opened only if nothing has ended the account's sessions since
@@ -39,6 +40,7 @@ pub struct Login {
 pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
     let audiences = token::audiences(core, wish.audiences)?;
     let keys = core.keyring.keys()?;
+    skew::refuse_when_off(core, call).await?;
     let ticket = core.lanes.ticket(call)?;
     let found = {
         let mut conn = core.store.read(call).await?;

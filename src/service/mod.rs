@@ -8,6 +8,9 @@
 //! | `users`, `roles`, `sessions`, `api_keys` | managing them |
 //! | `token` | what a pair of tokens holds, and its life |
 //! | `keyring` | the keys in use, and their creation at first start |
+//! | `keys`, `rotation` | rotating signing keys, by hand and by schedule |
+//! | `presence` | what a node tells the others about itself |
+//! | `skew` | whether its clock is right |
 //! | `trust` | following the trust log |
 //! | `wake` | being told that it has grown |
 //! | `feed` | telling validators what the log says |
@@ -22,17 +25,21 @@ pub mod authority;
 pub mod feed;
 pub mod janitor;
 pub mod keyring;
+pub mod keys;
 pub mod login;
 pub mod logout;
 pub mod once;
 pub mod page;
 pub mod password;
+pub mod presence;
 mod record;
 pub mod refresh;
 pub mod register;
 pub mod roles;
+pub mod rotation;
 pub mod session;
 pub mod sessions;
+pub mod skew;
 pub mod token;
 pub mod trust;
 pub mod users;
@@ -42,17 +49,21 @@ pub mod work;
 use std::sync::Arc;
 
 use countersign_verifier::Clock;
+use uuid::Uuid;
 
 use crate::{crypto::Lanes, domain::Entropy, store::Store};
 
 pub use feed::Feed;
 pub use keyring::Keyring;
+pub use skew::Skew;
 pub use trust::Trust;
 pub use work::Work;
 
 /// What every rule works with.
 #[derive(Debug)]
 pub struct Core {
+    /// This process among the nodes.
+    pub node_id: Uuid,
     /// Rows.
     pub store: Store,
     /// Password hashing.
@@ -65,6 +76,8 @@ pub struct Core {
     pub keyring: Arc<Keyring>,
     /// The trust log, as this node has heard it.
     pub trust: Trust,
+    /// How far the clock is off.
+    pub skew: Skew,
     /// The rules' settings.
     pub policy: Policy,
 }
@@ -81,6 +94,8 @@ pub struct Policy {
     pub client_id: String,
     /// Whether anybody may register.
     pub self_registration: bool,
+    /// Signing keys.
+    pub keys: keys::Policy,
     /// Access tokens.
     pub tokens: token::Config,
     /// Sessions.

@@ -1,7 +1,7 @@
 //! Passwords: what a new one must be, and replacing one.
 
 use super::{
-    Core, authority, record,
+    Core, authority, record, skew,
     token::{self, Subject, TokenPair},
 };
 use crate::{
@@ -49,6 +49,7 @@ pub async fn change(
     let user_id = authority::caller(call)?;
     let session_id = call.session_id().ok_or(Reason::CredentialsMissing)?;
     let keys = core.keyring.keys()?;
+    skew::refuse_when_off(core, call).await?;
     let (user, account) = {
         let mut conn = core.store.read(call).await?;
         let user = users::get(&mut conn, user_id).await?;

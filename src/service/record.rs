@@ -23,6 +23,7 @@ pub(super) fn event(core: &Core, call: &Call, action: Action) -> AuditEvent {
         session_id: call.session_id(),
         role_id: None,
         api_key_id: call.api_key_id(),
+        kid: None,
         correlation_id: call.correlation_id.to_string(),
         address: call.peer.address,
         user_agent: call.user_agent.clone(),
@@ -52,6 +53,11 @@ impl AuditEvent {
 
     pub(super) fn api_key(mut self, api_key_id: ApiKeyId) -> Self {
         self.api_key_id = Some(api_key_id);
+        self
+    }
+
+    pub(super) fn key(mut self, kid: &str) -> Self {
+        self.kid = Some(kid.to_owned());
         self
     }
 

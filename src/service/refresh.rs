@@ -9,7 +9,7 @@
 use jiff::Timestamp;
 
 use super::{
-    Core, record,
+    Core, record, skew,
     token::{self, Subject, TokenPair},
 };
 use crate::{
@@ -59,6 +59,7 @@ pub async fn refresh(
     audiences: Vec<String>,
 ) -> Result<TokenPair> {
     let audiences = token::audiences(core, audiences)?;
+    skew::refuse_when_off(core, call).await?;
     let (keys, presented) = read(core, call, refresh_token).await?;
     let written = core
         .store

@@ -37,6 +37,9 @@ pub struct Config {
     pub access_seconds: u32,
     /// By how much the clocks of nodes and validators may differ, in seconds.
     pub leeway_seconds: u32,
+    /// How far the clock may be from the database's, in seconds. Beyond it no
+    /// token is minted.
+    pub max_clock_skew_seconds: u32,
 }
 
 impl Default for Config {
@@ -45,6 +48,7 @@ impl Default for Config {
             algorithm: "EdDSA".to_owned(),
             access_seconds: 900,
             leeway_seconds: 5,
+            max_clock_skew_seconds: 5,
         }
     }
 }
@@ -61,6 +65,9 @@ impl Config {
         }
         if self.leeway_seconds > MOST_LEEWAY_SECONDS {
             problems.push("tokens.leeway_seconds must be at most 30".to_owned());
+        }
+        if !(1..=60).contains(&self.max_clock_skew_seconds) {
+            problems.push("tokens.max_clock_skew_seconds must be 1 to 60".to_owned());
         }
         if problems.is_empty() {
             Ok(())

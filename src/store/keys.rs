@@ -3,9 +3,10 @@
 use countersign_verifier::{Algorithm, KeyState};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use jiff::Timestamp;
 
 use super::{
-    conn::{Conn, on},
+    conn::{Conn, Outcome as _, on},
     schema::{secret_keys, signing_keys},
     types::{At, illegal, parse},
 };
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// Any number that nobody else locks.
-const CREATION_LOCK: &str = "SELECT pg_advisory_xact_lock(7233166413867938148)";
+const LOCK: &str = "SELECT pg_advisory_xact_lock(7233166413867938148)";
 
 #[derive(Insertable, Queryable, Selectable)]
 #[diesel(table_name = signing_keys)]
@@ -27,6 +28,7 @@ struct SigningRow {
     sealed: Vec<u8>,
     created_at: At,
     changed_at: At,
+    verify_until: Option<At>,
 }
 
 #[derive(Insertable, Queryable, Selectable)]
@@ -61,6 +63,7 @@ impl TryFrom<SigningRow> for SigningKey {
             sealed: row.sealed,
             created_at: row.created_at.0,
             changed_at: row.changed_at.0,
+            verify_until: row.verify_until.map(|at| at.0),
         })
     }
 }
@@ -84,22 +87,79 @@ pub async fn insert_signing_key(conn: &mut Conn, key: &SigningKey) -> Result<boo
             Algorithm::Es256 => "ES256",
         }
         .to_owned(),
-        state: match key.state {
-            KeyState::Next => "next",
-            KeyState::Active => "active",
-            KeyState::Retired => "retired",
-        }
-        .to_owned(),
+        state: state_name(key.state).to_owned(),
         public_key: key.public_key.clone(),
         sealed: key.sealed.clone(),
         created_at: key.created_at.into(),
         changed_at: key.changed_at.into(),
+        verify_until: key.verify_until.map(At),
     };
     let inserted = on!(conn, |c| diesel::insert_into(signing_keys::table)
         .values(&row)
         .on_conflict_do_nothing()
         .execute(c))?;
     Ok(inserted == 1)
+}
+
+fn state_name(state: KeyState) -> &'static str {
+    match state {
+        KeyState::Next => "next",
+        KeyState::Active => "active",
+        KeyState::Retired => "retired",
+    }
+}
+
+/// Has the active key sign no more; its tokens verify until then. False if it is
+/// not the active one.
+pub async fn retire_signing_key(
+    conn: &mut Conn,
+    kid: &str,
+    now: Timestamp,
+    verify_until: Timestamp,
+) -> Result<bool> {
+    let active = signing_keys::table
+        .find(kid)
+        .filter(signing_keys::state.eq(state_name(KeyState::Active)));
+    let retired = on!(conn, |c| diesel::update(active)
+        .set((
+            signing_keys::state.eq(state_name(KeyState::Retired)),
+            signing_keys::changed_at.eq(At(now)),
+            signing_keys::verify_until.eq(At(verify_until)),
+        ))
+        .execute(c))?;
+    Ok(retired == 1)
+}
+
+/// Has the next key sign. False if it is not the next one, or another is active.
+pub async fn activate_signing_key(conn: &mut Conn, kid: &str, now: Timestamp) -> Result<bool> {
+    let next = signing_keys::table
+        .find(kid)
+        .filter(signing_keys::state.eq(state_name(KeyState::Next)));
+    let activated = on!(conn, |c| diesel::update(next)
+        .set((
+            signing_keys::state.eq(state_name(KeyState::Active)),
+            signing_keys::changed_at.eq(At(now)),
+        ))
+        .execute(c))
+    .unless_conflict()?;
+    Ok(activated == Some(1))
+}
+
+/// Takes a key away. False if it is not there in this state.
+pub async fn delete_signing_key(conn: &mut Conn, kid: &str, state: KeyState) -> Result<bool> {
+    let key = signing_keys::table
+        .find(kid)
+        .filter(signing_keys::state.eq(state_name(state)));
+    let deleted = on!(conn, |c| diesel::delete(key).execute(c))?;
+    Ok(deleted == 1)
+}
+
+/// Takes retired keys away whose tokens have expired, and returns their ids.
+pub async fn delete_expired_signing_keys(conn: &mut Conn, now: Timestamp) -> Result<Vec<String>> {
+    let expired = signing_keys::table.filter(signing_keys::verify_until.le(At(now)));
+    Ok(on!(conn, |c| diesel::delete(expired)
+        .returning(signing_keys::kid)
+        .get_results(c))?)
 }
 
 /// All symmetric keys, oldest first.
@@ -135,12 +195,12 @@ pub async fn insert_secret_key(conn: &mut Conn, key: &SecretKey) -> Result<bool>
     Ok(inserted == 1)
 }
 
-/// Lets one transaction at a time look for keys and create what is missing: two
-/// nodes may start at once. Lasts until the transaction ends.
-pub async fn lock_creation(conn: &mut Conn) -> Result<()> {
+/// Lets one transaction at a time look at the keys and change them: two nodes
+/// may start, or rotate, at once. Lasts until the transaction ends.
+pub async fn lock(conn: &mut Conn) -> Result<()> {
     // On SQLite the transaction itself is the lock.
     if conn.is_postgres() {
-        conn.batch(CREATION_LOCK).await?;
+        conn.batch(LOCK).await?;
     }
     Ok(())
 }

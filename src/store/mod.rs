@@ -5,9 +5,9 @@
 //! connection on loan to one call, and the macro `on!` that runs one query text
 //! on both databases; `types` and `schema` are the columns and tables;
 //! `migrate` makes them. Then a file for each group of tables: [`users`],
-//! [`roles`], [`sessions`], [`api_keys`], [`keys`], [`trust`], [`audit`],
-//! [`idempotency`]; and [`janitor`], which clears away. `listener` hears from
-//! PostgreSQL that the trust log has grown.
+//! [`roles`], [`sessions`], [`api_keys`], [`keys`], [`nodes`], [`trust`],
+//! [`audit`], [`idempotency`]; and [`janitor`], which clears away. `listener`
+//! hears from PostgreSQL that the trust log has grown.
 //!
 //! Functions of those files take a [`Conn`] and times as arguments, and return
 //! domain values; what is not there is `None`. Reading goes through
@@ -28,6 +28,7 @@ pub mod janitor;
 pub mod keys;
 mod listener;
 mod migrate;
+pub mod nodes;
 mod pool;
 pub mod roles;
 mod schema;

@@ -72,6 +72,7 @@ tables! {
         sealed -> Binary,
         created_at -> Instant,
         changed_at -> Instant,
+        verify_until -> Nullable<Instant>,
     }
 
     secret_keys (id) {
@@ -137,6 +138,17 @@ tables! {
         correlation_id -> Text,
         api_key_id -> Nullable<Uuid>,
         workload -> Nullable<Text>,
+        kid -> Nullable<Text>,
+    }
+
+    nodes (id) {
+        id -> Uuid,
+        started_at -> Instant,
+        seen_at -> Instant,
+        applied_seq -> BigInt,
+        validators -> Integer,
+        acked_seq -> Nullable<BigInt>,
+        clock_skew_us -> BigInt,
     }
 
     audit_origins (event_id) {

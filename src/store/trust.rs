@@ -5,7 +5,11 @@
 //! until COMMIT, so nobody gets a number before the smaller ones are visible,
 //! and a reader who has seen one has missed none below.
 
-use diesel::{dsl::sql, prelude::*, sql_types::Text};
+use diesel::{
+    dsl::{max, sql},
+    prelude::*,
+    sql_types::Text,
+};
 use diesel_async::RunQueryDsl;
 use futures_util::TryFutureExt as _;
 use jiff::Timestamp;
@@ -130,6 +134,15 @@ pub async fn head(conn: &mut Conn) -> Result<(i64, Uuid)> {
         .select((trust_head::seq, trust_head::nonce))
         .first(c))?;
     Ok((seq, nonce.0))
+}
+
+/// The number of the last entry about signing keys; 0 if there is none (any more).
+pub async fn last_about_signing_keys(conn: &mut Conn) -> Result<i64> {
+    let last: Option<i64> = on!(conn, |c| trust_log::table
+        .filter(trust_log::kind.eq(SIGNING_KEYS))
+        .select(max(trust_log::seq))
+        .first(c))?;
+    Ok(last.unwrap_or_default())
 }
 
 /// Up to `limit` entries with numbers above `seq`, in order.

@@ -55,6 +55,12 @@ pub const METRICS: &[Metric] = &[
         "Circuit breaker: 0 closed, 1 half open, 2 open",
     ),
     metric(
+        "countersign_clock_skew_seconds",
+        Kind::Gauge,
+        &[],
+        "By how much this node's clock is ahead of PostgreSQL's",
+    ),
+    metric(
         "countersign_connections",
         Kind::Gauge,
         &[],
@@ -150,6 +156,12 @@ pub const METRICS: &[Metric] = &[
         Kind::Counter,
         &["rpc", "code"],
         "Calls that have ended, by gRPC code",
+    ),
+    metric(
+        "countersign_signing_key_age_seconds",
+        Kind::Gauge,
+        &[],
+        "For how long the active signing key has been signing",
     ),
     metric(
         "countersign_tls_handshake_failures_total",

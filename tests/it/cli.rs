@@ -215,9 +215,9 @@ on_both! {
             .map(|key| key["kid"].clone()).collect();
         assert!(published.contains(&active[0]["kid"]));
         let fields: Vec<_> = active[0].as_object().unwrap().keys().cloned().collect();
-        assert_eq!(fields, ["alg", "changed_at", "created_at", "kid", "state"]);
+        assert_eq!(fields, ["alg", "changed_at", "created_at", "kid", "state", "verify_until"]);
         let table = program.succeed(&["key", "list"], "");
-        assert_eq!(heading(&table), ["KID", "ALG", "STATE", "CREATED", "SINCE"]);
+        assert_eq!(heading(&table), ["KID", "ALG", "STATE", "CREATED", "SINCE", "UNTIL"]);
     }
 
     async fn check_config_shows_where_values_come_from_and_no_secret(program: Program) {
@@ -369,6 +369,9 @@ async fn every_command_explains_itself() {
         &["user", "grant"],
         &["key"],
         &["key", "list"],
+        &["key", "stage"],
+        &["key", "activate"],
+        &["key", "retire"],
         &["backup"],
     ] {
         let mut arguments = command.to_vec();

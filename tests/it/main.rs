@@ -29,6 +29,7 @@ mod harness;
 mod idempotency;
 mod inputs;
 mod janitor;
+mod keys;
 mod kill;
 mod login;
 mod matrix;

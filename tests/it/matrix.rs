@@ -110,6 +110,10 @@ const TABLE: &[Row] = &[
     row("ApiKeyService/ListApiKeys", "countersign.api_keys.read",         [NONE, BAD_, GOOD, DENY, DENY, GOOD, GOOD, GOOD]),
     row("ApiKeyService/RotateApiKey", "countersign.api_keys.write",       [NONE, BAD_, GOOD, KEY_, KEY_, GOOD, HIGH, GOOD]),
     row("ApiKeyService/RevokeApiKey", "countersign.api_keys.write",       [NONE, BAD_, GOOD, KEY_, KEY_, GOOD, HIGH, GOOD]),
+    row("KeyService/ListKeys", "countersign.keys.read",                   [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("KeyService/StageKey", "countersign.keys.rotate",                 [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("KeyService/ActivateKey", "countersign.keys.rotate",              [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("KeyService/RetireKey", "countersign.keys.rotate",                [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
 ];
 
 fn all_but(needed: &str) -> Vec<&'static str> {
@@ -214,6 +218,7 @@ async fn cell(world: &World, row: &Row, state: State, bad: &BTreeMap<&str, Strin
             State::Below => Objects::above(world).await,
             _ => Objects::new(world).await,
         };
+        let on = on.and_keys(world, row.rpc).await;
         if state == State::Own {
             token = Some(on.target.tokens.access_token.clone());
         }

@@ -43,7 +43,9 @@ something to say. Durations are histograms in seconds (`_bucket`, `_sum`, `_coun
     page.push_str(
         "
 Worth an alert: `countersign_breaker_state` at 2, `countersign_refused_total` and
-`countersign_hash_shed_total` growing, `countersign_requests_total` with code `INTERNAL` or `UNKNOWN`.
+`countersign_hash_shed_total` growing, `countersign_requests_total` with code `INTERNAL` or `UNKNOWN`,
+`countersign_clock_skew_seconds` beyond 2 in either direction (beyond `tokens.max_clock_skew_seconds` the node gives out no
+tokens), `countersign_signing_key_age_seconds` beyond `keys.rotate_every_days` and a day.
 ",
     );
     page

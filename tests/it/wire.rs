@@ -123,7 +123,7 @@ on_both! {
         let mut text = String::new();
         for rpc in rpc::all() {
             let name = rpc::name(&rpc);
-            let on = Objects::new(&world).await;
+            let on = Objects::new(&world).await.and_keys(&world, &name).await;
             // These act upon the caller.
             let caller = match name.split('/').next() {
                 Some("AuthService") => &on.target,
@@ -356,6 +356,22 @@ async fn provoke(world: &World) -> Vec<(&'static str, Status)> {
         grant_role,
         grant("r8")
     );
+    let mut keys = admin.client.keys.clone();
+    let stage = v1::StageKeyRequest::default();
+    let active = keys.list_keys(v1::ListKeysRequest {}).await.unwrap();
+    let active = active.into_inner().keys.remove(0).kid;
+    let next = keys.stage_key(stage.clone()).await.unwrap().into_inner();
+    let next = next.key.expect("a key").kid;
+    let activate = |kid: &str| v1::ActivateKeyRequest {
+        kid: kid.into(),
+        ..Default::default()
+    };
+    let retire = |kid: &str| v1::RetireKeyRequest { kid: kid.into() };
+    refused!("KEY_NOT_FOUND", keys, retire_key, retire("none"));
+    refused!("KEY_ALREADY_STAGED", keys, stage_key, stage);
+    refused!("KEY_NOT_PUBLISHED", keys, activate_key, activate(&next));
+    refused!("KEY_NOT_NEXT", keys, activate_key, activate(&active));
+    refused!("KEY_ACTIVE", keys, retire_key, retire(&active));
     let large = v1::LoginRequest {
         password: "x".repeat(100_000),
         ..Default::default()
@@ -379,6 +395,8 @@ async fn refusals_of_a_node_in_need_have_their_shape() {
         Error::overloaded(Duration::from_millis(250)),
         Error::unavailable("database", Duration::from_secs(1)),
         Error::not_ready(),
+        Error::new(Reason::ClockSkewed).retry_after(Duration::from_secs(2)),
+        Error::from(Reason::TooManyKeys),
         Error::from(Reason::OutcomeUnknown),
         Error::from(Reason::DeadlineExceeded),
         Error::from(Reason::Cancelled),

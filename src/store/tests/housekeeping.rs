@@ -34,6 +34,7 @@ fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> Audit
         workload: None,
         subject,
         session_id: Some(SessionId(id())),
+        kid: None,
         role_id: None,
         api_key_id: None,
         correlation_id: "c-1".to_owned(),

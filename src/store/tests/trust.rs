@@ -33,6 +33,7 @@ fn signing_key(db: &Database, kid: &str, state: KeyState) -> SigningKey {
         sealed: vec![2; 80],
         created_at: db.now(),
         changed_at: db.now(),
+        verify_until: None,
     }
 }
 
@@ -212,7 +213,7 @@ on_both! {
             nodes.spawn(async move {
                 let created = store
                     .write(&call(), async |tx| {
-                        keys::lock_creation(tx).await?;
+                        keys::lock(tx).await?;
                         if !keys::signing_keys(tx).await?.is_empty() {
                             return Ok(None);
                         }

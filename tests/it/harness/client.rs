@@ -3,9 +3,9 @@
 
 use countersign_proto::v1::{
     api_key_service_client::ApiKeyServiceClient, auth_service_client::AuthServiceClient,
-    role_service_client::RoleServiceClient, session_service_client::SessionServiceClient,
-    token_service_client::TokenServiceClient, trust_service_client::TrustServiceClient,
-    user_service_client::UserServiceClient,
+    key_service_client::KeyServiceClient, role_service_client::RoleServiceClient,
+    session_service_client::SessionServiceClient, token_service_client::TokenServiceClient,
+    trust_service_client::TrustServiceClient, user_service_client::UserServiceClient,
 };
 use tonic::{
     Code, Request, Status,
@@ -42,6 +42,7 @@ pub struct Client {
     pub sessions: SessionServiceClient<Stub>,
     pub trust: TrustServiceClient<Stub>,
     pub api_keys: ApiKeyServiceClient<Stub>,
+    pub keys: KeyServiceClient<Stub>,
 }
 
 impl Client {
@@ -56,6 +57,7 @@ impl Client {
             sessions: SessionServiceClient::new(stub()),
             trust: TrustServiceClient::new(stub()),
             api_keys: ApiKeyServiceClient::new(stub()),
+            keys: KeyServiceClient::new(stub()),
             channel,
         }
     }

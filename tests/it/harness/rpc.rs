@@ -14,11 +14,13 @@ use countersign::{
     service::{
         api_keys,
         feed::Seat,
+        keys,
         once::{Made, Repeatable},
         roles, users,
     },
 };
 use countersign_proto::{FILE_DESCRIPTOR_SET, v1};
+use countersign_verifier::KeyState;
 use prost::{
     Message as _,
     bytes::{Buf as _, BufMut as _},
@@ -71,6 +73,8 @@ pub struct Objects {
     pub validator: Arc<Seat>,
     /// An API key of the target, with the same permissions.
     pub api_key: String,
+    /// A signing key that is next.
+    pub kid: String,
 }
 
 impl Objects {
@@ -89,7 +93,36 @@ impl Objects {
             held,
             permissions: permissions.map(str::to_owned).into(),
             validator: validator(world),
+            kid: String::new(),
         }
+    }
+
+    /// With signing keys as the RPC needs them: one is next for those that use it
+    /// up.
+    pub async fn and_keys(mut self, world: &World, rpc: &str) -> Self {
+        if !rpc.starts_with("KeyService/") {
+            return self;
+        }
+        let (core, call) = (world.node.running.core(), Call::internal("test"));
+        let all = keys::list(core, &call).await.expect("lists");
+        let next = all.into_iter().find(|key| key.state == KeyState::Next);
+        let without = ["KeyService/ListKeys", "KeyService/StageKey"].contains(&rpc);
+        match next {
+            Some(key) if without => {
+                let gone = keys::retire(core, &call, &key.kid).await;
+                gone.expect("retires");
+            }
+            Some(key) => self.kid = key.kid,
+            None if without => {}
+            None => {
+                let made = keys::stage(core, &call, None, Repeatable::once()).await;
+                let Made::Now(key) = made.expect("stages") else {
+                    panic!("made before")
+                };
+                self.kid = key.kid;
+            }
+        }
+        self
     }
 
     /// An admin, and a role that permits something of Countersign.
@@ -108,6 +141,7 @@ impl Objects {
             held: RoleName::ADMIN.to_owned(),
             permissions: permissions.map(str::to_owned).into(),
             validator: validator(world),
+            kid: String::new(),
         }
     }
 }
@@ -343,6 +377,18 @@ pub fn request(rpc: &str, on: &Objects) -> Vec<u8> {
         .encode_to_vec(),
         "ApiKeyService/RevokeApiKey" => v1::RevokeApiKeyRequest {
             api_key_id: on.api_key.clone(),
+        }
+        .encode_to_vec(),
+        "KeyService/ListKeys" => v1::ListKeysRequest {}.encode_to_vec(),
+        "KeyService/StageKey" => v1::StageKeyRequest::default().encode_to_vec(),
+        "KeyService/ActivateKey" => v1::ActivateKeyRequest {
+            kid: on.kid.clone(),
+            force: true,
+            retire_previous: false,
+        }
+        .encode_to_vec(),
+        "KeyService/RetireKey" => v1::RetireKeyRequest {
+            kid: on.kid.clone(),
         }
         .encode_to_vec(),
         other => panic!("{other} is new: give it a valid request here"),

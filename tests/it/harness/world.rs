@@ -70,10 +70,20 @@ impl World {
 
     /// A world whose nodes have other settings.
     pub async fn with(kind: Kind, adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::by(MockClock::new(), kind, adjust).await
+    }
+
+    /// A world whose clock stands still at the time that it is now.
+    pub async fn at_the_real_time(kind: Kind, adjust: impl FnOnce(&mut Config)) -> Self {
+        let now = countersign_verifier::Clock::now(&countersign_verifier::SystemClock);
+        Self::by(MockClock::at(now), kind, adjust).await
+    }
+
+    async fn by(clock: MockClock, kind: Kind, adjust: impl FnOnce(&mut Config)) -> Self {
         let database = Database::create(kind).await;
         let mut config = settings(&database);
         adjust(&mut config);
-        let clock = Arc::new(MockClock::new());
+        let clock = Arc::new(clock);
         let seeds = AtomicU64::new(1);
         let node = Node::start(&config, &clock, 0).await;
         Self {
@@ -333,6 +343,8 @@ pub fn settings(database: &Database) -> Config {
     config.hashing.lanes = 2;
     config.hashing.queue = 256;
     config.limits.rate_limits_enabled = false;
+    // The clock of a test is not the database's.
+    config.tokens.max_clock_skew_seconds = u32::MAX;
     // At the clock that stands still no session is older than another.
     config.sessions.max_per_user = 100_000;
     config.api_keys.max_per_user = 100_000;
