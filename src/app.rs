@@ -27,7 +27,7 @@ use crate::{
     health::{Health, Readiness},
     http::SidePort,
     listen::Listener,
-    middleware::{self, PeerLimits, access},
+    middleware::{self, PeerLimits, access, web},
     service::{
         Core, Feed, Keyring, Policy, Skew, Trust, Work, janitor::Janitor, presence::Presence,
         rotation::Rotation, trust::Follower, wake::Wake,
@@ -236,24 +236,29 @@ impl Node {
             routes = grpc::reflection(routes)?;
         }
         let peer_limits = Arc::new(PeerLimits::new(&config.limits, Arc::clone(&clock)));
-        let stack = middleware::stack(
-            routes,
-            &middleware::Parts {
-                config: config.limits.clone(),
-                clock,
-                entropy,
-                verifier: Arc::clone(&verifier),
-                audience: config.own_audience.clone(),
-                database: Some(breaker.clone()),
-                peer_limits: Arc::clone(&peer_limits),
-                access: access::ROWS,
-                validation_log_sample: config.telemetry.validation_log_sample,
-                traces_exported: config.telemetry.exports_traces(),
-            },
-        );
+        let parts = middleware::Parts {
+            config: config.limits.clone(),
+            clock,
+            entropy,
+            verifier: Arc::clone(&verifier),
+            audience: config.own_audience.clone(),
+            database: Some(breaker.clone()),
+            peer_limits: Arc::clone(&peer_limits),
+            access: access::ROWS,
+            validation_log_sample: config.telemetry.validation_log_sample,
+            traces_exported: config.telemetry.exports_traces(),
+        };
         let serving = Handle::current();
         let connections = TaskTracker::new();
-        let listening = connections.track_future(listener.serve(stack, draining.clone()));
+        let until = draining.clone();
+        let listening = if config.grpc_web.is_on() {
+            let stack = web::around(middleware::stack(routes, &parts), &config.grpc_web);
+            listener.and_http1().serve(stack, until).left_future()
+        } else {
+            let stack = middleware::stack(routes, &parts);
+            listener.serve(stack, until).right_future()
+        };
+        let listening = connections.track_future(listening);
         tasks.spawn("the listener", &serving, listening.map(Ok));
         connections.close();
         let until = over.clone();

@@ -19,6 +19,7 @@ use std::{
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
+use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -90,12 +91,13 @@ pub struct Listener {
     tls: Option<Tls>,
     admission: Arc<Admission>,
     config: Config,
+    http1: bool,
     entropy: Arc<dyn Entropy>,
 }
 
 struct Tls {
     certificate: Arc<Certificate>,
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
 }
 
 #[derive(Debug)]
@@ -139,8 +141,19 @@ impl Listener {
             tls,
             admission: Admission::new(config.max_connections, config.max_connections_per_address),
             config: config.clone(),
+            http1: false,
             entropy,
         })
+    }
+
+    /// Serves HTTP/1.1 too: without TLS browsers speak nothing else.
+    pub fn and_http1(mut self) -> Self {
+        self.http1 = true;
+        if let Some(tls) = &mut self.tls {
+            let config = Arc::make_mut(&mut tls.config);
+            config.alpn_protocols.push(b"http/1.1".to_vec());
+        }
+        self
     }
 
     /// The address in the form of the configuration, with the port that was
@@ -160,7 +173,7 @@ impl Listener {
         S::Future: Send,
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        let rules = Rules::new(&self.config);
+        let rules = Rules::new(&self.config, self.http1);
         let connections = TaskTracker::new();
         let mut turned_away = TurnedAway::default();
         let mut refresh =
@@ -224,7 +237,8 @@ impl Listener {
         let now = Instant::now();
         let begin_by = now + Duration::from_millis(self.config.handshake_timeout_ms);
         let times = (begin_by, now + self.age());
-        let tls = self.tls.as_ref().map(|tls| tls.acceptor.clone());
+        let tls = self.tls.as_ref();
+        let tls = tls.map(|tls| TlsAcceptor::from(Arc::clone(&tls.config)));
         async move {
             let _admitted = admitted;
             match (stream, tls) {
@@ -285,7 +299,7 @@ impl Tls {
         let config = Arc::new(certificate.server_config()?);
         Ok(Self {
             certificate,
-            acceptor: config.into(),
+            config,
         })
     }
 }

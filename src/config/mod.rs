@@ -51,6 +51,8 @@ pub struct Config {
     pub reflection: bool,
     /// The gRPC port.
     pub listen: listen::Config,
+    /// gRPC-Web.
+    pub grpc_web: middleware::web::Config,
     /// The side port.
     pub http: http::Config,
     /// The database.
@@ -171,6 +173,7 @@ impl Default for Config {
             self_registration: true,
             reflection: true,
             listen: listen::Config::default(),
+            grpc_web: middleware::web::Config::default(),
             http: http::Config::default(),
             database: store::Config::default(),
             hashing: crypto::lanes::Config::default(),

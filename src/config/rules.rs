@@ -104,6 +104,7 @@ fn check_sections(config: &Config, problems: &mut Vec<String>) {
     };
     let sections = [
         ("listen", config.listen.validate()),
+        ("grpc_web", config.grpc_web.validate()),
         ("http", config.http.validate()),
         ("database", config.database.validate()),
         ("hashing", hashing),

@@ -16,8 +16,11 @@ use std::{
 
 use http::{Request, Response};
 use http_body::Body;
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -30,7 +33,7 @@ use super::Config;
 use crate::middleware::{held::Held, peer};
 
 /// The client's preface and the head of the SETTINGS frame that must follow it
-/// (RFC 9113, section 3.4).
+/// (RFC 9113, section 3.4). No request of HTTP/1.1 that means anything is shorter.
 const PREFACE_BYTES: usize = 24 + 9;
 
 const KIB: u32 = 1024;
@@ -38,7 +41,7 @@ const KIB: u32 = 1024;
 /// What holds for each connection of a listener.
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
-    http: http2::Builder<TokioExecutor>,
+    http: auto::Builder<TokioExecutor>,
     idle: Duration,
     grace: Duration,
 }
@@ -75,9 +78,15 @@ pin_project! {
 }
 
 impl Rules {
-    pub(super) fn new(config: &Config) -> Self {
-        let mut http = http2::Builder::new(TokioExecutor::new());
-        http.timer(TokioTimer::new())
+    /// The rules for HTTP/2, and for HTTP/1.1 where that is served.
+    pub(super) fn new(config: &Config, http1: bool) -> Self {
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_millis(config.handshake_timeout_ms))
+            .max_buf_size(64 * 1024);
+        http.http2()
+            .timer(TokioTimer::new())
             .max_concurrent_streams(config.max_concurrent_streams)
             .max_header_list_size(16 * KIB)
             // Modest: what one connection can make the node hold in memory.
@@ -86,7 +95,7 @@ impl Rules {
             .keep_alive_interval(Duration::from_secs(config.keepalive_seconds))
             .keep_alive_timeout(Duration::from_secs(config.keepalive_timeout_seconds));
         Self {
-            http,
+            http: if http1 { http } else { http.http2_only() },
             idle: Duration::from_secs(config.idle_seconds),
             grace: Duration::from_secs(config.close_grace_seconds),
         }

@@ -32,6 +32,7 @@ pub mod peer;
 pub mod rate;
 pub mod share;
 pub mod trace_context;
+pub mod web;
 pub mod whole;
 
 #[cfg(test)]

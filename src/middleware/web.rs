@@ -63,7 +63,8 @@ impl Config {
         let is_origin = |text: &str| {
             let url = text.parse::<url::Url>().ok();
             let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
-            url.is_some_and(|url| url.origin().ascii_serialization() == text)
+            let as_written = |url: url::Url| url.origin().ascii_serialization() == text;
+            !text.contains('*') && url.is_some_and(as_written)
         };
         let wrong = self.allowed_origins.iter().filter(|text| !is_origin(text));
         let problems: Vec<_> = wrong

@@ -517,3 +517,31 @@ async fn envoy_checks_tokens_itself_by_our_keys_and_hears_of_no_logout() {
         assert_eq!(envoy.get("/", Some(&forged)).await.status, 401);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_message_get_an_answer_and_it_is_no() {
+    use countersign_proto::envoy::service::auth::v3::{
+        CheckResponse, check_response::HttpResponse,
+    };
+    use prost::Message as _;
+
+    let world = sqlite().await;
+    let channel = &world.anonymous().channel;
+    let path = "/envoy.service.auth.v3.Authorization/Check";
+    for bytes in [
+        &b""[..],
+        b"\xff\xff\xff",
+        // A header's name that is no text.
+        b"\x0a\x09\x22\x07\x12\x05\x1a\x03\x0a\x01\xff",
+        // Cut short.
+        b"\x0a\x7f\x22",
+    ] {
+        let reply = rpc::call(channel, path, None, bytes.to_vec()).await;
+        let reply = CheckResponse::decode(&reply.expect("an answer")[..]).unwrap();
+        let Some(HttpResponse::DeniedResponse(denied)) = reply.http_response else {
+            panic!("{bytes:?} passes: {reply:?}");
+        };
+        assert_eq!(denied.status.unwrap().code, 400);
+        assert_ne!(reply.status.unwrap().code, 0);
+    }
+}
