@@ -3,12 +3,14 @@
 //! A two-minute tour:
 //!
 //! - [`TrustState`] is everything a decision rests on, as a value: issuer, audiences, public keys
-//!   ([`KeySet`]), what has been revoked ([`Revocations`]), and the live API keys ([`ApiKeys`]). Copies are cheap, so whoever hears of a
-//!   change makes the next state from the last and puts it in place whole.
-//! - [`Verifier`] holds the current state and answers [`Verifier::verify`] without a lock, a database
-//!   or a network. It remembers which signatures it has checked, bounded by [`Policy::cached_tokens`], and also knows how old its knowledge is ([`Verifier::staleness`]).
-//! - A good access token or API key gives a [`Caller`]. A bad one gives a [`Rejection`], the exact reason, which is for
-//!   logs and metrics; whoever sent the token learns only that it is not valid.
+//!   ([`KeySet`]), what has been revoked ([`Revocations`]), and the live API keys ([`ApiKeys`]). Copies
+//!   are cheap, so whoever hears of a change makes the next state from the last and puts it in place
+//!   whole.
+//! - [`Verifier`] holds the current state and answers [`Verifier::verify`] without a database or a
+//!   network. It remembers which signatures it has checked, bounded by [`Policy::cached_tokens`], and
+//!   knows how old its knowledge is ([`Verifier::staleness`]).
+//! - A good access token or API key gives a [`Caller`]. A bad one gives a [`Rejection`], the exact
+//!   reason, which is for logs and metrics; whoever sent the token learns only that it is not valid.
 //! - [`Claims`] is the wire form of an access token (RFC 9068), shared with the side that mints.
 //! - [`Clock`] is passed in; [`SystemClock`] is the one place that reads the time.
 //!
@@ -47,6 +49,8 @@
 //! # Ok::<(), countersign_verifier::InvalidKey>(())
 //! ```
 //!
+//! The feature `layer` adds a tower layer for tonic and axum.
+//!
 //! What it does not do: fetch anything, mint anything, or decide what a caller may do; it says who
 //! the caller is and which scopes the token carries.
 
@@ -56,6 +60,8 @@ mod caller;
 mod claims;
 mod clock;
 mod key;
+#[cfg(feature = "layer")]
+pub mod layer;
 mod object;
 mod proof;
 mod rejection;

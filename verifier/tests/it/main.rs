@@ -11,6 +11,8 @@ mod claims;
 #[cfg(test)]
 mod interoperation;
 #[cfg(test)]
+mod layer;
+#[cfg(test)]
 mod minting;
 #[cfg(test)]
 mod recheck;
