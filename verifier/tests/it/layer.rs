@@ -132,8 +132,10 @@ fn only_exactly_one_good_bearer_token_passes() {
     }
     let other = bearer(&with(json!({}), json!({"aud": "billing"})));
     let expired = bearer(&with(json!({}), json!({"exp": 1})));
+    let basic = format!("Basic {}", good_token());
     for values in [
         &[][..],
+        &[(BEARER, &*basic)],
         &[(BEARER, &*good), (BEARER, &*good)],
         &[(BEARER, &*good), (BEARER, "Basic abc")],
         &[(BEARER, "Bearer")],
@@ -151,7 +153,7 @@ fn only_exactly_one_good_bearer_token_passes() {
         house.guard.counts(),
         GuardCounts {
             passed: 3,
-            unauthenticated: 11,
+            unauthenticated: 12,
             ..GuardCounts::default()
         }
     );
