@@ -242,6 +242,7 @@ impl Node {
             entropy,
             verifier: Arc::clone(&verifier),
             audience: config.own_audience.clone(),
+            workloads: config.listen.workloads(),
             database: Some(breaker.clone()),
             peer_limits: Arc::clone(&peer_limits),
             access: access::ROWS,

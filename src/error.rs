@@ -80,6 +80,11 @@ impl Error {
         error
     }
 
+    /// The credential is good, but of a kind that may not do this.
+    pub fn kind_not_allowed(kind: &'static str) -> Self {
+        Self::new(Reason::CredentialKindNotAllowed).with("kind", kind)
+    }
+
     /// Something that the call needs does not answer.
     pub fn unavailable(dependency: &'static str, retry_after: Duration) -> Self {
         let mut error = Self::new(Reason::DependencyUnavailable)

@@ -19,7 +19,6 @@ use std::{
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -33,13 +32,14 @@ use crate::{domain::Entropy, middleware::peer::Connection};
 
 mod admission;
 mod certificate;
+mod client;
 mod config;
 mod connection;
 #[cfg(test)]
 mod tests;
 
 use admission::{Admission, Admitted};
-use certificate::Certificate;
+use certificate::{Certificate, Files};
 pub use config::Config;
 use config::UNIX;
 use connection::Rules;
@@ -88,16 +88,11 @@ pub enum Error {
 pub struct Listener {
     socket: Socket,
     address: String,
-    tls: Option<Tls>,
+    tls: Option<Certificate>,
     admission: Arc<Admission>,
     config: Config,
     http1: bool,
     entropy: Arc<dyn Entropy>,
-}
-
-struct Tls {
-    certificate: Arc<Certificate>,
-    config: Arc<ServerConfig>,
 }
 
 #[derive(Debug)]
@@ -127,7 +122,11 @@ impl Listener {
     /// The address cannot be listened on, or the TLS files cannot be used.
     pub async fn bind(config: &Config, entropy: Arc<dyn Entropy>) -> Result<Self, Error> {
         let tls = match (&config.tls_certificate_file, &config.tls_key_file) {
-            (Some(chain), Some(key)) => Some(Tls::load(chain.clone(), key.clone())?),
+            (Some(chain), Some(key)) => Some(Certificate::load(Files {
+                chain: chain.clone(),
+                key: key.clone(),
+                client_ca: config.tls_client_ca_file.clone(),
+            })?),
             _ => None,
         };
         let failed = |source| Error::Bind {
@@ -150,8 +149,7 @@ impl Listener {
     pub fn and_http1(mut self) -> Self {
         self.http1 = true;
         if let Some(tls) = &mut self.tls {
-            let config = Arc::make_mut(&mut tls.config);
-            config.alpn_protocols.push(b"http/1.1".to_vec());
+            tls.and_http1();
         }
         self
     }
@@ -185,7 +183,7 @@ impl Listener {
                 () = shutdown.cancelled() => break,
                 _ = refresh.tick(), if self.tls.is_some() => {
                     if let Some(tls) = &self.tls {
-                        tls.certificate.refresh();
+                        tls.refresh();
                     }
                     continue;
                 }
@@ -237,8 +235,7 @@ impl Listener {
         let now = Instant::now();
         let begin_by = now + Duration::from_millis(self.config.handshake_timeout_ms);
         let times = (begin_by, now + self.age());
-        let tls = self.tls.as_ref();
-        let tls = tls.map(|tls| TlsAcceptor::from(Arc::clone(&tls.config)));
+        let tls = self.tls.as_ref().map(Certificate::acceptor);
         async move {
             let _admitted = admitted;
             match (stream, tls) {
@@ -252,6 +249,7 @@ impl Listener {
                 }
                 (Stream::Tcp(tcp), Some(tls)) => {
                     if let Some(stream) = handshake(&tls, tcp, begin_by, &shutdown).await {
+                        let connection = with_certificate(connection, &stream);
                         rules
                             .serve(stream, connection, service, times, shutdown)
                             .await;
@@ -259,6 +257,7 @@ impl Listener {
                 }
                 (Stream::Unix(unix), Some(tls)) => {
                     if let Some(stream) = handshake(&tls, unix, begin_by, &shutdown).await {
+                        let connection = with_certificate(connection, &stream);
                         rules
                             .serve(stream, connection, service, times, shutdown)
                             .await;
@@ -291,23 +290,6 @@ async fn handshake<I: AsyncRead + AsyncWrite + Unpin>(
     };
     metrics::counter!("countersign_tls_handshake_failures_total", "cause" => failure).increment(1);
     None
-}
-
-impl Tls {
-    fn load(chain: PathBuf, key: PathBuf) -> Result<Self, Error> {
-        let certificate = Certificate::load(chain, key)?;
-        let config = Arc::new(certificate.server_config()?);
-        Ok(Self {
-            certificate,
-            config,
-        })
-    }
-}
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Tls").field(&self.certificate).finish()
-    }
 }
 
 impl Socket {
@@ -357,6 +339,19 @@ impl Drop for Socket {
 fn connection_from(peer: SocketAddr) -> Connection {
     Connection {
         address: Some(peer.ip().to_canonical()),
+        certificate: None,
+    }
+}
+
+/// The connection, with what the client's certificate says if it showed one.
+fn with_certificate<I>(
+    connection: Connection,
+    stream: &tokio_rustls::server::TlsStream<I>,
+) -> Connection {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    Connection {
+        certificate: chain.first().and_then(client::read).map(Arc::new),
+        ..connection
     }
 }
 

@@ -7,8 +7,12 @@
 //! keyed because bodies hold passwords, which a plain digest would let a
 //! reader of the database guess at.
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    hmac,
+};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use uuid::Uuid;
 
 use super::{
     seal::Sealer,
@@ -76,6 +80,14 @@ impl RequestKeys {
         let key = self.0.get(i32::from_be_bytes(id))?;
         (version == VERSION && equal(&page_mac(key, scope, cursor), mac)).then(|| cursor.to_vec())
     }
+}
+
+/// Stands for a workload where ids of users stand, as what callers have asked for
+/// is kept by caller. A digest: nobody finds another name with the same.
+pub fn workload_id(name: &str) -> Uuid {
+    let digest = digest(&SHA256, name.as_bytes());
+    let first = digest.as_ref().first_chunk().copied().unwrap_or_default();
+    uuid::Builder::from_custom_bytes(first).into_uuid()
 }
 
 fn body_mac(key: &hmac::Key, method: &str, body: &[u8]) -> [u8; 32] {

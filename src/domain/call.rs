@@ -215,6 +215,15 @@ impl Cost {
     }
 }
 
+/// The kind of a caller's credential, as errors and logs name it.
+pub fn kind(caller: &Caller) -> &'static str {
+    match caller.credential {
+        Credential::AccessToken { .. } => "access_token",
+        Credential::ApiKey { .. } => "api_key",
+        Credential::Certificate => "workload",
+    }
+}
+
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -19,6 +19,7 @@ pub mod text;
 pub mod trust;
 pub mod user;
 pub mod violation;
+pub mod workload;
 
 pub use api_key::{ApiKey, ApiKeyName};
 pub use audit::AuditEvent;
@@ -34,3 +35,4 @@ pub use role::{Role, RoleName};
 pub use session::Session;
 pub use user::{Metadata, User, UserStatus};
 pub use violation::{Invalid, Violations};
+pub use workload::Workloads;

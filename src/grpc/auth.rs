@@ -93,7 +93,7 @@ impl AuthService for Api {
         });
         let (user, caller) = found.await?;
         Ok(Response::new(v1::WhoAmIResponse {
-            user: Some(convert::user(user)),
+            user: user.map(convert::user),
             caller: caller.map(|caller| convert::caller(&caller)),
         }))
     }

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::{Workloads, workload::Workload};
+
 /// What a Unix socket's address starts with.
 pub(super) const UNIX: &str = "unix:";
 
@@ -19,6 +21,12 @@ pub struct Config {
     pub tls_certificate_file: Option<PathBuf>,
     /// Private key, PEM.
     pub tls_key_file: Option<PathBuf>,
+    /// Certificates of those who certify clients, PEM. With it clients may show a
+    /// certificate; read again like the others.
+    pub tls_client_ca_file: Option<PathBuf>,
+    /// Workloads that a client's certificate may speak for: a name in the
+    /// certificate, and after it the permissions.
+    pub tls_workloads: Vec<String>,
     /// How often the files are looked at.
     pub tls_reload_seconds: u64,
     /// Something else encrypts what leaves the machine, so that plaintext on an
@@ -52,6 +60,8 @@ impl Default for Config {
             address: "127.0.0.1:50051".into(),
             tls_certificate_file: None,
             tls_key_file: None,
+            tls_client_ca_file: None,
+            tls_workloads: Vec::new(),
             tls_reload_seconds: 5,
             plaintext_behind_mesh: false,
             handshake_timeout_ms: 5_000,
@@ -85,6 +95,42 @@ impl Config {
         self.tls_certificate_file.is_some()
     }
 
+    /// The workloads that may call.
+    pub fn workloads(&self) -> Workloads {
+        let list = self.tls_workloads.iter();
+        Workloads::new(list.filter_map(|entry| entry.parse().ok()).collect())
+    }
+
+    fn validate_clients(&self, problems: &mut Vec<String>) {
+        if self.tls_client_ca_file.is_some() && !self.is_encrypted() {
+            problems.push(
+                "listen.tls_client_ca_file needs TLS; set listen.tls_certificate_file and \
+                 listen.tls_key_file too"
+                    .into(),
+            );
+        }
+        if self.tls_client_ca_file.is_none() && !self.tls_workloads.is_empty() {
+            problems.push(
+                "listen.tls_workloads needs listen.tls_client_ca_file: without it clients show no \
+                 certificate"
+                    .into(),
+            );
+        }
+        let mut names = Vec::new();
+        for entry in &self.tls_workloads {
+            match entry.parse::<Workload>() {
+                Ok(workload) if names.contains(workload.name()) => {
+                    problems.push(format!(
+                        "listen.tls_workloads names {} twice",
+                        workload.name()
+                    ));
+                }
+                Ok(workload) => names.push(workload.name().clone()),
+                Err(why) => problems.push(format!("listen.tls_workloads: {entry:?} {why}")),
+            }
+        }
+    }
+
     /// Checks the values.
     ///
     /// # Errors
@@ -112,6 +158,7 @@ impl Config {
                     .into(),
             );
         }
+        self.validate_clients(&mut problems);
         for (key, value) in [
             ("tls_reload_seconds", self.tls_reload_seconds),
             ("handshake_timeout_ms", self.handshake_timeout_ms),

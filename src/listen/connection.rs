@@ -126,7 +126,7 @@ impl Rules {
         };
         let calls = Arc::clone(&activity);
         let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(connection);
+            request.extensions_mut().insert(connection.clone());
             let running = Running::new(&calls);
             let response = service.clone().oneshot(request);
             async move {

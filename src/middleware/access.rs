@@ -26,6 +26,8 @@ pub struct Row {
     pub path: &'static str,
     /// Who may call.
     pub who: Who,
+    /// By what kinds of credential.
+    pub kinds: Kinds,
     /// Which concurrency limit it counts against.
     pub class: Class,
     /// The largest message of a request, in bytes.
@@ -50,6 +52,19 @@ pub enum Who {
     Caller,
     /// A caller with this permission.
     Needs(Permission),
+}
+
+/// Which kinds of credential an RPC takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kinds {
+    /// Access tokens, API keys, and the certificates of workloads. An API key may
+    /// do what its scopes say and a workload what the configuration says; neither
+    /// has an account of its own, so that without a permission an RPC is of little
+    /// use to them.
+    All,
+    /// Access tokens only. Whoever has stolen an API key or a certificate must not
+    /// be able to make themselves a credential that outlives it.
+    AccessTokens,
 }
 
 /// Kinds of work. Each has its own limit, so that logins that wait for a hash
@@ -112,11 +127,15 @@ pub static ROWS: &[Row] = &[
     row("/countersign.v1.AuthService/Refresh", Public, Write)
         .stored()
         .limited(Rate::Refresh),
-    row("/countersign.v1.AuthService/Logout", OptionalCaller, Write).stored(),
+    // What it ends is the session of the token.
+    row("/countersign.v1.AuthService/Logout", OptionalCaller, Write)
+        .stored()
+        .in_person(),
     row("/countersign.v1.AuthService/WhoAmI", Caller, Read).stored(),
     // Whoever has stolen a token could go on to guess the current password.
     row("/countersign.v1.AuthService/ChangePassword", Caller, Hash)
         .stored()
+        .in_person()
         .limited(Rate::Login),
     row(
         "/countersign.v1.UserService/CreateUser",
@@ -161,7 +180,8 @@ pub static ROWS: &[Row] = &[
         Needs(UsersSetPassword),
         Hash,
     )
-    .stored(),
+    .stored()
+    .in_person(),
     row(
         "/countersign.v1.UserService/GrantRole",
         Needs(RolesGrant),
@@ -228,10 +248,16 @@ pub static ROWS: &[Row] = &[
         Validate,
     )
     .about_requests(),
-    row("/countersign.v1.ApiKeyService/CreateApiKey", Caller, Write).stored(),
+    row("/countersign.v1.ApiKeyService/CreateApiKey", Caller, Write)
+        .stored()
+        .in_person(),
     row("/countersign.v1.ApiKeyService/ListApiKeys", Caller, Read).stored(),
-    row("/countersign.v1.ApiKeyService/RotateApiKey", Caller, Write).stored(),
-    row("/countersign.v1.ApiKeyService/RevokeApiKey", Caller, Write).stored(),
+    row("/countersign.v1.ApiKeyService/RotateApiKey", Caller, Write)
+        .stored()
+        .in_person(),
+    row("/countersign.v1.ApiKeyService/RevokeApiKey", Caller, Write)
+        .stored()
+        .in_person(),
     row("/countersign.v1.KeyService/ListKeys", Needs(KeysRead), Read).stored(),
     row(
         "/countersign.v1.KeyService/StageKey",
@@ -273,6 +299,7 @@ const fn row(path: &'static str, who: Who, class: Class) -> Row {
     Row {
         path,
         who,
+        kinds: Kinds::All,
         class,
         most_bytes: MESSAGE_BYTES,
         larger: Larger::Fails,
@@ -284,6 +311,11 @@ const fn row(path: &'static str, who: Who, class: Class) -> Row {
 impl Row {
     const fn stored(mut self) -> Self {
         self.needs_database = true;
+        self
+    }
+
+    const fn in_person(mut self) -> Self {
+        self.kinds = Kinds::AccessTokens;
         self
     }
 

@@ -17,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use tonic::{Status, service::Routes};
 use tower::{BoxError, Service, ServiceBuilder, layer::layer_fn};
 
-use crate::{breaker::Breaker, domain::Entropy};
+use crate::{
+    breaker::Breaker,
+    domain::{Entropy, Workloads},
+};
 
 pub mod access;
 pub mod answer;
@@ -73,6 +76,8 @@ pub struct Parts {
     pub verifier: Arc<Verifier>,
     /// The audience of tokens that are for this API.
     pub audience: String,
+    /// Whom client certificates may speak for.
+    pub workloads: Workloads,
     /// The database, as its breaker sees it; none in a process without one.
     pub database: Option<Breaker>,
     /// Counts calls per peer. Its `run` is a task of the process.
@@ -134,6 +139,7 @@ where
         .filter(authenticate::Authenticate {
             verifier: Arc::clone(&parts.verifier),
             audience: parts.audience.as_str().into(),
+            workloads: parts.workloads.clone(),
         })
         .service(routes.prepare())
 }

@@ -209,12 +209,12 @@ impl Open {
         let row = observer.rows.find(request.uri().path());
         let correlation_id = observer.correlation_id(headers);
         let trace = TraceContext::from_headers(headers);
-        let connection = request.extensions().get::<Connection>().copied();
+        let connection = request.extensions().get::<Connection>().cloned();
         let open = Self {
             row,
             started: Instant::now(),
             peer: peer::client(
-                connection.unwrap_or_default(),
+                &connection.unwrap_or_default(),
                 headers,
                 &observer.trusted_proxies,
             ),

@@ -5,23 +5,30 @@
 //! far as it was written by proxies of our own: from the right, past addresses
 //! that are trusted, to the first that is not.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use http::HeaderMap;
 use ipnet::IpNet;
+
+use crate::domain::workload::Certificate;
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// What the listener knows of a connection. It travels in the extensions of
 /// each request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Connection {
     /// Where it comes from; none on a Unix socket.
     pub address: Option<IpAddr>,
+    /// The certificate that the client showed, if it showed one; verified.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 /// The client's address. IPv4 mapped into IPv6 counts as IPv4.
-pub fn client(connection: Connection, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
+pub fn client(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
     let address = connection.address?.to_canonical();
     let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
     if !is_trusted(address) {
@@ -75,8 +82,9 @@ mod tests {
         let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         let connection = Connection {
             address: Some(connection.parse().unwrap()),
+            ..Connection::default()
         };
-        client(connection, &headers, &trusted).unwrap().to_string()
+        client(&connection, &headers, &trusted).unwrap().to_string()
     }
 
     #[test]
@@ -128,7 +136,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(FORWARDED_FOR, "198.51.100.1".parse().unwrap());
         let everyone = ["0.0.0.0/0".parse().unwrap()];
-        assert_eq!(client(Connection::default(), &headers, &everyone), None);
+        assert_eq!(client(&Connection::default(), &headers, &everyone), None);
     }
 
     #[test]

@@ -134,7 +134,7 @@ pub async fn create(
             if user.is_none_or(|user| user.status == UserStatus::Deleted) {
                 return Err(Reason::UserNotFound.into());
             }
-            if call.user_id() != Some(owner) {
+            if !authority::is_own(call, owner) {
                 authority::outranked(tx, call, owner).await?;
             }
             held(tx, owner, &wish.scopes).await?;
@@ -236,7 +236,7 @@ async fn within_reach(core: &Core, call: &Call, tx: &mut Conn, id: ApiKeyId) -> 
     let not_found = || Error::new(Reason::ApiKeyNotFound);
     let key = api_keys::get(tx, id, core.now()).await?;
     let key = key.ok_or_else(not_found)?;
-    if call.user_id() != Some(key.owner) {
+    if !authority::is_own(call, key.owner) {
         authority::require(call, Permission::ApiKeysWrite).map_err(|_| not_found())?;
         authority::outranked(tx, call, key.owner).await?;
     }

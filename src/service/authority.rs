@@ -3,8 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use countersign_verifier::Subject;
+use uuid::Uuid;
+
 use crate::{
-    domain::{Call, Permission, PermissionName, Role, RoleName, UserId},
+    crypto::request,
+    domain::{Call, Permission, PermissionName, Role, RoleName, UserId, call},
     error::{Error, Reason, Result},
     store::{Conn, roles},
 };
@@ -15,11 +19,37 @@ pub(super) fn caller(call: &Call) -> Result<UserId> {
         .ok_or_else(|| Reason::CredentialsMissing.into())
 }
 
-/// The account that a request names, else the caller's own.
+/// The account that a request names, else the caller's.
 pub(super) fn named_or_own(call: &Call, user_id: Option<UserId>) -> Result<UserId> {
-    match user_id {
-        Some(user_id) => Ok(user_id),
-        None => caller(call),
+    user_id.or(call.user_id()).ok_or_else(|| {
+        let reason = "must name an account: the caller has none of its own";
+        Error::invalid("user_id", reason)
+    })
+}
+
+/// Tells callers apart, for what belongs to one of them. None for anonymous
+/// callers and for the process itself.
+pub(super) fn caller_id(call: &Call) -> Option<Uuid> {
+    match &call.caller.as_ref()?.subject {
+        Subject::User(id) => Some(*id),
+        Subject::Workload(name) => Some(request::workload_id(name)),
+    }
+}
+
+/// Whether the account is the caller's own: the one that it has logged in to. An
+/// API key acts for an account, but it was given what its scopes say and nothing
+/// besides: what people may do because an account is their own, it may not.
+pub(super) fn is_own(call: &Call, account: UserId) -> bool {
+    call.session_id().is_some() && call.user_id() == Some(account)
+}
+
+/// Fails unless the caller has logged in, or is the process itself.
+pub(super) fn in_person(call: &Call) -> Result<()> {
+    match call.caller.as_deref() {
+        Some(caller) if call.session_id().is_none() => {
+            Err(Error::kind_not_allowed(call::kind(caller)))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -36,7 +66,7 @@ pub(super) fn require(call: &Call, permission: Permission) -> Result<()> {
 /// Fails unless the object is the caller's own or the caller holds the
 /// permission.
 pub(super) fn own_or(call: &Call, owner: UserId, permission: Permission) -> Result<()> {
-    if call.user_id() == Some(owner) {
+    if is_own(call, owner) {
         Ok(())
     } else {
         require(call, permission)

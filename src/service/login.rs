@@ -69,7 +69,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
         device_name: wish.device_name,
         user_agent: call.user_agent.clone(),
         address: call.peer.address,
-        client_id: core.policy.client_id.clone(),
+        client_id: core.client_id(call),
         now,
         expires_at: lifetimes.expiry(now, now),
         absolute_expires_at: now + lifetimes.absolute,

@@ -51,7 +51,11 @@ use std::sync::Arc;
 use countersign_verifier::Clock;
 use uuid::Uuid;
 
-use crate::{crypto::Lanes, domain::Entropy, store::Store};
+use crate::{
+    crypto::Lanes,
+    domain::{Call, Entropy},
+    store::Store,
+};
 
 pub use feed::Feed;
 pub use keyring::Keyring;
@@ -89,8 +93,7 @@ pub struct Policy {
     pub issuer: String,
     /// What tokens may be meant for.
     pub audiences: Vec<String>,
-    /// The claim `client_id`: the workload that asks, until workloads have
-    /// credentials of their own.
+    /// The claim `client_id` where no workload has proved who it is.
     pub client_id: String,
     /// Whether anybody may register.
     pub self_registration: bool,
@@ -105,6 +108,12 @@ pub struct Policy {
 }
 
 impl Core {
+    /// The claim `client_id`: the workload that asks.
+    pub(crate) fn client_id(&self, call: &Call) -> String {
+        let workload = call.workload.as_deref();
+        workload.unwrap_or(&self.policy.client_id).to_owned()
+    }
+
     /// The time, in the precision that rows keep.
     pub(crate) fn now(&self) -> jiff::Timestamp {
         let now = self.clock.now();

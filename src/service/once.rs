@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::Core;
+use super::{Core, authority};
 use crate::{
     domain::{Call, UserId},
     error::{Error, Reason, Result},
@@ -125,7 +125,7 @@ impl<T> Claim<T> {
         let expires_at = core.clock.now() + KEPT;
         let record = idempotency::NewRecord {
             method: self.method,
-            caller: call.user_id(),
+            caller: authority::caller_id(call),
             request_id: *request_id,
             body_mac: &body_mac,
             reply: &(self.encode)(made),
@@ -149,7 +149,8 @@ impl<T> Claim<T> {
         };
         let keys = core.keyring.keys()?;
         let now = core.clock.now();
-        let found = idempotency::find(conn, self.method, call.user_id(), *request_id, now).await?;
+        let caller = authority::caller_id(call);
+        let found = idempotency::find(conn, self.method, caller, *request_id, now).await?;
         match found {
             Some(record)
                 if keys

@@ -1,7 +1,7 @@
 //! Paging: page tokens are authenticated, and bound to the caller, the list
 //! and its filter.
 
-use super::Core;
+use super::{Core, authority};
 use crate::{
     domain::{Call, Page, PageSize},
     error::{Reason, Result},
@@ -29,11 +29,8 @@ pub struct Listing<T> {
 
 impl PageRequest {
     fn scope(&self, call: &Call) -> Vec<u8> {
-        let caller = call
-            .user_id()
-            .map(|id| *id.0.as_bytes())
-            .unwrap_or_default();
-        [&caller[..], &self.scope].concat()
+        let caller = authority::caller_id(call).unwrap_or_default();
+        [&caller.as_bytes()[..], &self.scope].concat()
     }
 
     /// Where the page starts: the key of the last row before it.

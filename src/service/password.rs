@@ -131,7 +131,7 @@ pub async fn change(
         session_id,
         epoch: state.user_epoch,
         roles,
-        client_id: state.client_id,
+        client_id: core.client_id(call),
         authenticated_at: state.auth_time,
         audiences: core.policy.audiences.clone(),
     };

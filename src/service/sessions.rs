@@ -39,7 +39,7 @@ pub async fn revoke(core: &Core, call: &Call, session_id: SessionId) -> Result<(
             let session = sessions::get(tx, session_id, now)
                 .await?
                 .ok_or_else(not_found)?;
-            if call.user_id() != Some(session.user_id) {
+            if !authority::is_own(call, session.user_id) {
                 authority::require(call, Permission::SessionsRevoke).map_err(|_| not_found())?;
                 authority::outranked(tx, call, session.user_id).await?;
             }
@@ -73,7 +73,7 @@ pub async fn revoke_all(
     let written = core
         .store
         .write(call, async |tx| {
-            if call.user_id() != Some(user_id) {
+            if !authority::is_own(call, user_id) {
                 users::get(tx, user_id)
                     .await?
                     .ok_or_else(|| Error::new(Reason::UserNotFound))?;

@@ -51,6 +51,7 @@ pub async fn create(
         return Err(Reason::TooManyRoles.into());
     }
     if let Some(new) = &wish.password {
+        authority::in_person(call)?;
         authority::require(call, Permission::UsersSetPassword)?;
         password::judge(new, "password", Some(&wish.email), wish.username.as_ref())?;
     }
@@ -104,9 +105,12 @@ pub async fn get(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
         .ok_or_else(|| Reason::UserNotFound.into())
 }
 
-/// Returns the caller's own account.
-pub async fn own(core: &Core, call: &Call) -> Result<User> {
-    get(core, call, authority::caller(call)?).await
+/// Returns the account that the caller has logged in to, if it has.
+pub async fn own(core: &Core, call: &Call) -> Result<Option<User>> {
+    match call.user_id().filter(|id| authority::is_own(call, *id)) {
+        Some(user_id) => get(core, call, user_id).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Returns accounts in the order asked for, and the ids that name none.
@@ -147,7 +151,7 @@ pub async fn list(
 
 /// Changes an account's own fields.
 pub async fn update(core: &Core, call: &Call, user_id: UserId, change: UserChange) -> Result<User> {
-    let personal = call.user_id() == Some(user_id) && change.is_personal();
+    let personal = authority::is_own(call, user_id) && change.is_personal();
     if !personal {
         authority::require(call, Permission::UsersWrite)?;
     }

@@ -28,7 +28,7 @@ pub struct NewRecord<'a> {
     /// The RPC's name.
     pub method: &'a str,
     /// Who calls; none for anonymous callers.
-    pub caller: Option<UserId>,
+    pub caller: Option<Uuid>,
     /// The caller's id for the request.
     pub request_id: Uuid,
     /// A MAC over the whole request.
@@ -42,8 +42,8 @@ pub struct NewRecord<'a> {
 }
 
 /// The nil UUID stands for anonymous callers: a key has no nulls.
-fn key(caller: Option<UserId>) -> Id {
-    Id(caller.map_or(Uuid::nil(), |user| user.0))
+fn key(caller: Option<Uuid>) -> Id {
+    Id(caller.unwrap_or_default())
 }
 
 /// What this caller's earlier call with the same id answered, unless that has
@@ -51,7 +51,7 @@ fn key(caller: Option<UserId>) -> Id {
 pub async fn find(
     conn: &mut Conn,
     method: &str,
-    caller: Option<UserId>,
+    caller: Option<Uuid>,
     request_id: Uuid,
     now: Timestamp,
 ) -> Result<Option<Record>> {

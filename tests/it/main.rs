@@ -46,3 +46,4 @@ mod sessions;
 mod trust;
 mod users;
 mod wire;
+mod workloads;

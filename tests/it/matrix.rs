@@ -1,7 +1,10 @@
 //! Every RPC against every state that a caller can be in, exactly. The RPCs
 //! come from the descriptor: one that has no row here fails.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use countersign::domain::Permission;
@@ -12,7 +15,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     harness::{
-        Client, Failure, Person, World, refused,
+        Client, Failure, Person, World, calls, refused,
         rpc::{self, Objects},
     },
     on_both,
@@ -195,7 +198,7 @@ fn said(result: &Result<Vec<u8>, Status>) -> (Code, String, String) {
 
 /// Makes the calls of one cell and returns what is not as the table says.
 async fn cell(world: &World, row: &Row, state: State, bad: &BTreeMap<&str, String>) -> Vec<String> {
-    let expected = row.says[STATES.iter().position(|s| *s == state).unwrap()];
+    let expected = row.says(state);
     let needed: Vec<&str> = Some(row.needs)
         .filter(|name| !name.is_empty())
         .into_iter()
@@ -237,7 +240,143 @@ async fn cell(world: &World, row: &Row, state: State, bad: &BTreeMap<&str, Strin
     wrong
 }
 
+/// RPCs that take access tokens only.
+const IN_PERSON: [&str; 6] = [
+    "AuthService/Logout",
+    "AuthService/ChangePassword",
+    "UserService/SetPassword",
+    "ApiKeyService/CreateApiKey",
+    "ApiKeyService/RotateApiKey",
+    "ApiKeyService/RevokeApiKey",
+];
+
+const KIND: Says = (Code::PermissionDenied, "CREDENTIAL_KIND_NOT_ALLOWED");
+
+impl Row {
+    fn says(&self, state: State) -> Says {
+        self.says[STATES.iter().position(|s| *s == state).unwrap()]
+    }
+
+    /// What an API key is told that may do what one in this state may, and whose
+    /// owner has nothing of their own there.
+    fn says_to_key(&self, state: State) -> Says {
+        if IN_PERSON.contains(&self.rpc) {
+            KIND
+        } else {
+            self.says(state)
+        }
+    }
+}
+
+/// API keys that are not good, and why.
+async fn bad_keys(world: &World) -> BTreeMap<&'static str, String> {
+    let admin = world.admin().await;
+    let all = all_but("");
+    let mut keys = BTreeMap::new();
+    for why in ["disabled", "revoked", "rotated away"] {
+        let owner = world.admin().await;
+        let (id, secret) = rpc::api_key(world, &owner.user_id, &all).await;
+        match why {
+            "disabled" => drop(calls::disable(&admin.client, &owner.user_id).await.unwrap()),
+            "revoked" => calls::revoke_api_key(&owner.client, &id).await.unwrap(),
+            _ => drop(
+                calls::rotate_api_key(&owner.client, &id, Duration::ZERO)
+                    .await
+                    .unwrap(),
+            ),
+        }
+        keys.insert(why, secret);
+    }
+    let mut expiring = v1::CreateApiKeyRequest {
+        name: "short".into(),
+        scopes: all.iter().map(ToString::to_string).collect(),
+        expires_at: Some(prost_types::Timestamp {
+            seconds: 1_893_456_000 + 1,
+            nanos: 0,
+        }),
+        ..Default::default()
+    };
+    let made = admin
+        .client
+        .clone()
+        .api_keys
+        .create_api_key(expiring.clone())
+        .await;
+    keys.insert("expired", made.unwrap().into_inner().secret);
+    expiring.expires_at = None;
+    expiring.audiences = vec!["elsewhere".into()];
+    let made = admin.client.clone().api_keys.create_api_key(expiring).await;
+    keys.insert("wrong audience", made.unwrap().into_inner().secret);
+    keys.insert("unknown", countersign_verifier::api_key_text(&[7; 24]));
+    keys.insert("malformed", "csk_malformed".to_owned());
+    world.clock.advance(Duration::from_secs(1));
+    keys
+}
+
 on_both! {
+    async fn every_rpc_says_what_it_should_to_every_api_key(world: World) {
+        let world = world.restarted(|config| config.audiences.push("elsewhere".into())).await;
+        let channel = world.anonymous().channel;
+        let mut wrong = Vec::new();
+        let mut check = |row: &Row, what: &str, expected: Says, result: &Result<Vec<u8>, Status>| {
+            let (code, reason, permission) = said(result);
+            let named = if expected == DENY { row.needs } else { "" };
+            if (code, reason.as_str(), permission.as_str()) != (expected.0, expected.1, named) {
+                wrong.push(format!("{} by a key {what}: {code:?} {reason} {permission}, not {expected:?}", row.rpc));
+            }
+        };
+        let bad = bad_keys(&world).await;
+        let on = Objects::new(&world).await;
+        for row in TABLE.iter().filter(|row| row.says(State::Bad) == BAD_) {
+            let (path, message) = (rpc::path(row.rpc), rpc::request(row.rpc, &on));
+            for (why, key) in &bad {
+                let result = rpc::call(&channel, &path, Some(key), message.clone()).await;
+                check(row, why, BAD_, &result);
+            }
+        }
+        for row in TABLE {
+            let path = rpc::path(row.rpc);
+            let needed: Vec<&str> = Some(row.needs).filter(|name| !name.is_empty()).into_iter().collect();
+            let (permitted, _) = rpc::persona(&world, &needed).await;
+            let (lacking, _) = rpc::persona(&world, &all_but(row.needs)).await;
+            for (what, owner, scopes, expected) in [
+                ("with the scope", &permitted, needed, row.says_to_key(State::Permitted)),
+                ("without the scope, of one who holds it", &permitted, vec![], row.says_to_key(State::Other)),
+                ("with all others", &lacking, all_but(row.needs), row.says_to_key(State::Lacking)),
+            ] {
+                let on = Objects::new(&world).await;
+                let (_, key) = rpc::api_key(&world, &owner.user_id, &scopes).await;
+                let result = rpc::call(&channel, &path, Some(&key), rpc::request(row.rpc, &on)).await;
+                check(row, what, expected, &result);
+            }
+            // What is its owner's own is nothing to a key.
+            let on = Objects::new(&world).await;
+            let (_, key) = rpc::api_key(&world, &on.target.user_id, &[]).await;
+            let result = rpc::call(&channel, &path, Some(&key), rpc::request(row.rpc, &on)).await;
+            check(row, "of the one acted upon", row.says_to_key(State::Other), &result);
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    async fn no_key_makes_a_credential_that_outlives_it(world: World) {
+        let admin = world.admin().await;
+        let (_, key) = rpc::api_key(&world, &admin.user_id, &all_but("")).await;
+        let mut program = world.anonymous().with_token(&key);
+        let with_password = v1::CreateUserRequest {
+            email: world.new_email(),
+            password: "an unremarkable long phrase".into(),
+            ..Default::default()
+        };
+        let status = program.users.create_user(with_password.clone()).await.unwrap_err();
+        let info = status.get_error_details().error_info().cloned().unwrap();
+        assert_eq!((info.reason.as_str(), info.metadata["kind"].as_str()), ("CREDENTIAL_KIND_NOT_ALLOWED", "api_key"));
+        let without = v1::CreateUserRequest { password: String::new(), ..with_password };
+        program.users.create_user(without).await.unwrap();
+        // Who it is, it is told; whom it acts for, it is not.
+        let said = program.auth.who_am_i(v1::WhoAmIRequest {}).await.unwrap().into_inner();
+        assert_eq!((said.user, said.caller.unwrap().subject), (None, admin.user_id));
+    }
+
     async fn every_rpc_says_what_the_table_says_to_every_caller(world: World) {
         let rpcs: BTreeSet<String> = rpc::all().iter().map(rpc::name).collect();
         let rows: BTreeSet<String> = TABLE.iter().map(|row| row.rpc.to_owned()).collect();

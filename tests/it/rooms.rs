@@ -40,6 +40,7 @@ const OUTSIDE: &[(&str, &[&str])] = &[
     ("argon2", &["crypto"]),
     ("aws_lc_rs", &["crypto", "http", "listen"]),
     ("failsafe", &["breaker"]),
+    ("x509_cert", &["listen"]),
 ];
 
 #[test]

@@ -5,6 +5,7 @@ use http::{Method, Request};
 use tonic::Code;
 
 use super::*;
+use crate::domain::workload::{Certificate, SubjectName};
 
 const LIST_USERS: &str = "/countersign.v1.UserService/ListUsers";
 const LOGOUT: &str = "/countersign.v1.AuthService/Logout";
@@ -181,4 +182,81 @@ async fn a_token_for_another_service_is_none_here() {
         edge.mint.verifier.verify(&token, None).unwrap();
     }
     assert_eq!(edge.reached(), 1);
+}
+
+#[tokio::test]
+async fn a_certificate_is_a_credential_where_no_token_is() {
+    let list = ["spiffe://example.org/orders countersign.users.read"];
+    let list = list.map(|entry| entry.parse().unwrap());
+    let edge = Edge::with(|parts| parts.workloads = Workloads::new(list.into()));
+    let certificate = |uri: &str| {
+        let now = edge.mint.clock.now();
+        Some(Arc::new(Certificate {
+            names: vec![SubjectName::Uri(uri.into())],
+            not_before: now,
+            not_after: now + Duration::from_mins(1),
+        }))
+    };
+    let listed = certificate("spiffe://example.org/orders");
+    let other = certificate("spiffe://example.org/others");
+    let good = format!("Bearer {}", edge.mint.token(&[]));
+    let missing = Some((Code::Unauthenticated, Reason::CredentialsMissing));
+    let invalid = Some((Code::Unauthenticated, Reason::TokenInvalid));
+    let denied = Some((Code::PermissionDenied, Reason::PermissionDenied));
+    let kind = Some((Code::PermissionDenied, Reason::CredentialKindNotAllowed));
+    let change_password = "/countersign.v1.AuthService/ChangePassword";
+    let list_roles = "/countersign.v1.RoleService/ListRoles";
+    let check = async |path: &str,
+                       certificate: &Option<Arc<Certificate>>,
+                       headers: &[(&str, &str)],
+                       refusal| {
+        let mut request = request(path, headers);
+        let connection = request.extensions_mut().get_mut::<Connection>().unwrap();
+        connection.certificate.clone_from(certificate);
+        let before = edge.reached();
+        let ended = end(edge.send(request).await).await;
+        match refusal {
+            Some((code, reason)) => ended.assert_failed(code, reason),
+            None => assert_eq!(edge.reached(), before + 1, "{path}: {:?}", ended.status),
+        }
+    };
+    check(LIST_USERS, &listed, &[], None).await;
+    let call = edge.last_call();
+    let caller = call.caller.unwrap();
+    assert_eq!(caller.subject.to_string(), "spiffe://example.org/orders");
+    assert_eq!(
+        (call.workload.as_deref(), caller.user_id()),
+        (Some("spiffe://example.org/orders"), None)
+    );
+    check(WHO_AM_I, &listed, &[], None).await;
+    check(list_roles, &listed, &[], denied).await;
+    check(change_password, &listed, &[], kind).await;
+    // The token's caller, and the workload is known beside it.
+    let token = [("authorization", good.as_str())];
+    check(LIST_USERS, &listed, &token, denied).await;
+    check(WHO_AM_I, &listed, &token, None).await;
+    let call = edge.last_call();
+    assert!(call.user_id().is_some() && call.workload.is_some());
+    check(
+        WHO_AM_I,
+        &listed,
+        &[("authorization", "Bearer a.b.c")],
+        invalid,
+    )
+    .await;
+    // Public and optional ones look at no certificate, good or not.
+    for certificate in [&listed, &other] {
+        check(LOGOUT, certificate, &[], None).await;
+        assert!(edge.last_call().caller.is_none());
+        check(VALIDATE, certificate, &[], None).await;
+    }
+    check(LIST_USERS, &other, &[], missing).await;
+    check(LIST_USERS, &None, &[], missing).await;
+    // The connection is as it was, and the certificate has ended.
+    edge.mint.clock.advance(Duration::from_mins(1));
+    check(LIST_USERS, &listed, &[], invalid).await;
+    check(VALIDATE, &listed, &[], None).await;
+    assert_eq!(edge.last_call().workload, None);
+    check(WHO_AM_I, &listed, &token, None).await;
+    assert_eq!(edge.last_call().workload, None);
 }

@@ -149,7 +149,10 @@ async fn what_one_peer_sends_in_parts_is_bounded_and_others_do_not_feel_it() {
     let one_more = |address: &str| {
         let (sender, mut slow) = arriving(VALIDATE_MANY, "count");
         let address = Some(address.parse().unwrap());
-        slow.extensions_mut().insert(Connection { address });
+        slow.extensions_mut().insert(Connection {
+            address,
+            ..Connection::default()
+        });
         sender.send(Ok(data(b"\0"))).unwrap();
         (sender, slow)
     };

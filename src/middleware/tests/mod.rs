@@ -28,7 +28,7 @@ use uuid::Uuid;
 use super::{Config, Parts, PeerLimits, access, peer::Connection, stack};
 use crate::{
     breaker::{self, Breaker},
-    domain::{Call, Entropy, Permission},
+    domain::{Call, Entropy, Permission, Workloads},
     error::{Error, Reason},
 };
 
@@ -179,6 +179,7 @@ impl Edge {
             entropy: Arc::new(Counting::default()),
             verifier: mint.verifier.clone(),
             audience: "countersign".into(),
+            workloads: Workloads::default(),
             database: Some(Breaker::new("database", &breaker::Config::default())),
             peer_limits: Arc::new(PeerLimits::new(&config, mint.clock.clone())),
             config,
@@ -280,7 +281,10 @@ fn request(path: &str, headers: &[(&str, &str)]) -> Request<Body> {
     }
     let address = Some("198.51.100.1".parse().unwrap());
     request
-        .extension(Connection { address })
+        .extension(Connection {
+            address,
+            ..Connection::default()
+        })
         .body(Body::empty())
         .unwrap()
 }

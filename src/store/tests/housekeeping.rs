@@ -44,7 +44,7 @@ fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> Audit
 }
 
 fn record(
-    caller: Option<UserId>,
+    caller: Option<Uuid>,
     request_id: Uuid,
     body_mac: &[u8],
     expires_at: Timestamp,
@@ -155,7 +155,7 @@ on_both! {
     }
 
     async fn a_reply_is_found_until_it_expires(db) {
-        let (request, caller) = (id(), UserId(id()));
+        let (request, caller) = (id(), id());
         let until = db.now() + seconds(60);
         let insert = async |caller, mac: &[u8], until| {
             db.write(async |tx| {

@@ -36,7 +36,10 @@ use tonic::{
 
 use uuid::Uuid;
 
-use super::world::{self, PASSWORD, Person, World};
+use super::{
+    client::Client,
+    world::{self, PASSWORD, Person, World},
+};
 
 /// The descriptors of the whole API.
 pub static DESCRIPTORS: LazyLock<DescriptorPool> =
@@ -154,6 +157,11 @@ fn validator(world: &World) -> Arc<Seat> {
 
 /// Somebody who holds exactly these permissions, by the role that is returned.
 pub async fn persona(world: &World, permissions: &[&str]) -> (Person, String) {
+    persona_by(&world.anonymous(), world, permissions).await
+}
+
+/// The same, who calls by a connection of this client.
+pub async fn persona_by(client: &Client, world: &World, permissions: &[&str]) -> (Person, String) {
     let email = world.new_email();
     let role = format!("of-{}", local_part(&email));
     create_role(world, &role, permissions).await;
@@ -170,9 +178,9 @@ pub async fn persona(world: &World, permissions: &[&str]) -> (Person, String) {
     let Made::Now(user) = made.expect("creates") else {
         panic!("made before")
     };
-    let tokens = world::login(&world.anonymous(), &email, PASSWORD).await;
+    let tokens = world::login(client, &email, PASSWORD).await;
     let tokens = tokens.expect("logs in");
-    let client = world.anonymous().with_token(&tokens.access_token);
+    let client = client.with_token(&tokens.access_token);
     let user_id = user.id.to_string();
     let person = Person {
         email,
