@@ -58,6 +58,8 @@ mod api_key;
 mod cache;
 mod caller;
 mod claims;
+#[cfg(feature = "client")]
+pub mod client;
 mod clock;
 mod key;
 #[cfg(feature = "layer")]

@@ -8,7 +8,7 @@
 //! is nothing newer; from that the verifier knows its own staleness. What to do about staleness is
 //! the caller's choice.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,8 +40,9 @@ pub struct Verifier {
     state: ArcSwapOption<TrustState>,
     /// Held while a state is made and put in place, so that no change is lost. Readers never take it.
     writer: Mutex<()>,
-    /// Nanoseconds of the monotonic clock at which the state was last known to be the newest.
-    known_as_of: AtomicU64,
+    /// Nanoseconds of the monotonic clock at which the state was last known to be the newest. Negative
+    /// for what was known before that clock began.
+    known_as_of: AtomicI64,
     clock: Arc<dyn Clock>,
     leeway: SignedDuration,
     tokens: TokenCache,
@@ -72,7 +73,7 @@ impl Verifier {
         Self {
             state: ArcSwapOption::empty(),
             writer: Mutex::new(()),
-            known_as_of: AtomicU64::new(0),
+            known_as_of: AtomicI64::new(i64::MIN),
             clock,
             tokens: TokenCache::new(policy.cached_tokens.min(Policy::MAX_CACHED_TOKENS)),
             leeway: SignedDuration::try_from(leeway).unwrap_or_default(),
@@ -86,6 +87,14 @@ impl Verifier {
         if self.state.load().is_none() {
             self.heard();
         }
+        self.state.store(Some(Arc::new(state)));
+    }
+
+    /// Like [`replace`](Self::replace), for a state whose knowledge is this old already: it comes from
+    /// elsewhere, which had it read before, or from a disk.
+    pub fn replace_aged(&self, state: TrustState, age: Duration) {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.heard_aged(age);
         self.state.store(Some(Arc::new(state)));
     }
 
@@ -110,15 +119,28 @@ impl Verifier {
     /// what was committed while the read took its time is not known. An earlier instant than the
     /// last one changes nothing.
     pub fn heard_as_of(&self, instant: Duration) {
-        let nanoseconds = u64::try_from(instant.as_nanos()).unwrap_or(u64::MAX);
-        self.known_as_of.fetch_max(nanoseconds, Ordering::Relaxed);
+        self.known_as_of
+            .fetch_max(nanoseconds(instant), Ordering::Relaxed);
+    }
+
+    /// Notes that the state contains all that had been committed this long ago, as its source says.
+    pub fn heard_aged(&self, age: Duration) {
+        let now = nanoseconds(self.clock.monotonic());
+        let as_of = now.saturating_sub(nanoseconds(age));
+        self.known_as_of.fetch_max(as_of, Ordering::Relaxed);
     }
 
     /// How old the state's knowledge is; `None` before the first state.
     pub fn staleness(&self) -> Option<Duration> {
         self.state.load().as_ref()?;
-        let known_as_of = Duration::from_nanos(self.known_as_of.load(Ordering::Relaxed));
-        Some(self.clock.monotonic().saturating_sub(known_as_of))
+        let now = nanoseconds(self.clock.monotonic());
+        let staleness = now.saturating_sub(self.known_as_of.load(Ordering::Relaxed));
+        Some(Duration::from_nanos(u64::try_from(staleness).unwrap_or(0)))
+    }
+
+    /// What this verifier tells the time by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     /// The time line that revocations are kept by: the monotonic clock as a timestamp. A wall clock
@@ -209,4 +231,8 @@ impl Verifier {
             Credential::Certificate => check_expiry(caller, now, SignedDuration::ZERO),
         }
     }
+}
+
+fn nanoseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -1,0 +1,559 @@
+//! Follows the feed of the issuer's nodes and keeps a [`Verifier`] up to date.
+//!
+//! One stream to one node at a time. It goes on from where the last one ended, so changing nodes costs
+//! what was missed and no more. When the node's knowledge grows old, or its stream ends, the others are
+//! asked, and whoever knows something fresher is followed. While nobody answers the verifier decides by
+//! what it knows, and its [staleness](Verifier::staleness) grows; what to do about that is for whoever
+//! asks it. No call is made per token or per key, ever.
+//!
+//! A state that lacks something this validator knows is believed only if it was read after that was
+//! known: a node that lags is refused, a restored backup is taken, and neither revives what was revoked.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use countersign_verifier::{Policy, SystemClock, Verifier, client::{Bearer, Config, Feed}};
+//! # use tonic::transport::Endpoint;
+//! # async fn example() -> Result<(), tonic::transport::Error> {
+//! let verifier = Arc::new(Verifier::new(Arc::new(SystemClock), Policy::default()));
+//! let feed = Feed::new(
+//!     Arc::clone(&verifier),
+//!     Config {
+//!         endpoints: vec![
+//!             Endpoint::from_static("http://auth-1:50051"),
+//!             Endpoint::from_static("http://auth-2:50051"),
+//!         ],
+//!         bearer: Bearer::File("/run/secrets/countersign-api-key".into()),
+//!         instance: "orders-7f9c".into(),
+//!         issuer: Some("https://auth.example.com".into()),
+//!     },
+//! );
+//! tokio::spawn(feed.run());
+//! # Ok(())
+//! # }
+//! ```
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use std::{fmt, fs};
+
+use aws_lc_rs::rand;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use countersign_proto::v1::{
+    self, token_service_client::TokenServiceClient, trust_service_client::TrustServiceClient,
+    watch_trust_response::Event,
+};
+use thiserror::Error;
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+
+use crate::wire::{self, Assembler, Malformed};
+use crate::{Algorithm, KeySet, KeyState, PublicKey, TrustState, Verifier};
+
+/// A node answers within this, or another is asked.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// A stream that says nothing for so long is dead: it has a heartbeat each second.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Knowledge older than this makes us ask the other nodes.
+const OLD: Duration = Duration::from_secs(3);
+
+/// How often the others are asked while the knowledge is old.
+const ASK_OTHERS: Duration = Duration::from_secs(2);
+
+/// By how much a node must know better to be followed instead.
+const FRESHER: Duration = Duration::from_secs(1);
+
+/// A state that lacks what we know must have been read so long after we learned it: what the age of a
+/// message does not count is its time on the way.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// The first wait after a failure; it doubles up to [`MOST_WAIT`], and is cut at random so that a fleet
+/// does not come back in step.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const MOST_WAIT: Duration = Duration::from_secs(10);
+
+/// Without the feed for so long, the public keys alone are asked for, which needs no credential.
+const KEYS_AFTER: Duration = Duration::from_secs(30);
+
+/// The largest message: a snapshot's part, or the deltas of one batch.
+const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+/// What to follow.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The issuer's nodes, TLS and all. With several, the freshest is followed.
+    pub endpoints: Vec<Endpoint>,
+    /// The credential; it needs the permission `countersign.trust.watch`.
+    pub bearer: Bearer,
+    /// Names this validator to the issuer's operators. At most 64 bytes.
+    pub instance: String,
+    /// The issuer that is expected. Another's state is refused. None takes the first that is heard.
+    pub issuer: Option<String>,
+}
+
+/// Where the credential comes from.
+#[derive(Clone, Default)]
+pub enum Bearer {
+    /// None: a client certificate of the endpoint stands for it.
+    #[default]
+    None,
+    /// An API key or an access token.
+    Text(String),
+    /// A file that holds one; read again for each connection, so that it can be rotated.
+    File(PathBuf),
+}
+
+/// Follows the feed. [`run`](Self::run) is its work.
+#[derive(Debug)]
+pub struct Feed {
+    verifier: Arc<Verifier>,
+    config: Config,
+    nodes: Vec<Node>,
+    counts: Arc<Counts>,
+    /// When we last learned something, by the monotonic clock.
+    learned_at: Duration,
+    /// Keys that were taken away. A list of keys from elsewhere does not bring them back.
+    gone: BTreeSet<String>,
+    poll_keys_at: Instant,
+    prune_at: Instant,
+}
+
+/// What the feed did so far.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Streams that were opened.
+    pub streams: AtomicU64,
+    /// Streams that could not be opened, or ended.
+    pub failures: AtomicU64,
+    /// Snapshots that were put in place.
+    pub snapshots: AtomicU64,
+    /// Deltas that were applied.
+    pub deltas: AtomicU64,
+    /// States that were refused, as they lacked what was known.
+    pub refused: AtomicU64,
+    /// Times that the public keys alone were asked for.
+    pub keys_polled: AtomicU64,
+}
+
+/// A node, and when it may be tried again.
+#[derive(Debug)]
+struct Node {
+    endpoint: Endpoint,
+    failures: u32,
+    not_before: Instant,
+}
+
+/// A stream that has said welcome.
+struct Stream {
+    node: usize,
+    client: TrustServiceClient<Channel>,
+    bearer: Option<MetadataValue<Ascii>>,
+    messages: Streaming<v1::WatchTrustResponse>,
+    id: String,
+    age: Duration,
+}
+
+/// Why a stream was given up, or never opened.
+#[derive(Debug, Error)]
+enum Lost {
+    #[error("the node cannot be reached: {0}")]
+    Unreachable(#[from] tonic::transport::Error),
+    #[error("the node ended the stream: {0}")]
+    Ended(#[from] Status),
+    #[error("the node says nothing")]
+    Quiet,
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    #[error("the node is of another issuer")]
+    Issuer,
+    #[error("the node lacks what is known here")]
+    Behind,
+    #[error("the credential cannot be read: {0}")]
+    Credential(String),
+}
+
+/// What a message changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    Position,
+    Keys,
+}
+
+impl Feed {
+    /// A feed for this verifier. Nothing happens before [`run`](Self::run).
+    pub fn new(verifier: Arc<Verifier>, config: Config) -> Self {
+        let now = Instant::now();
+        let nodes = config.endpoints.iter().map(|endpoint| Node {
+            endpoint: endpoint.clone(),
+            failures: 0,
+            not_before: now,
+        });
+        let learned_at = verifier.clock().monotonic();
+        Self {
+            nodes: nodes.collect(),
+            verifier,
+            config,
+            counts: Arc::default(),
+            learned_at,
+            gone: BTreeSet::new(),
+            poll_keys_at: now + KEYS_AFTER,
+            prune_at: now,
+        }
+    }
+
+    /// What the feed did so far.
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
+    /// Follows until it is dropped.
+    pub async fn run(mut self) {
+        if self.nodes.is_empty() {
+            tracing::error!("the feed has no endpoints and follows nothing");
+            return std::future::pending().await;
+        }
+        loop {
+            let mut stream = Some(self.open_any().await);
+            while let Some(current) = stream {
+                let node = current.node;
+                stream = match self.follow(current).await {
+                    Ok(fresher) => Some(fresher),
+                    Err(lost) => {
+                        self.lost(node, &lost);
+                        None
+                    }
+                };
+            }
+        }
+    }
+
+    /// Opens a stream to whichever node lets us, however long that takes.
+    async fn open_any(&mut self) -> Stream {
+        loop {
+            let next =
+                (0..self.nodes.len()).min_by_key(|i| self.nodes.get(*i).map(|n| n.not_before));
+            let node = next.unwrap_or_default();
+            if let Some(next) = self.nodes.get(node) {
+                sleep_until(next.not_before).await;
+            }
+            match self.open(node).await {
+                Ok(stream) => return stream,
+                Err(lost) => self.lost(node, &lost),
+            }
+            self.poll_keys(node).await;
+        }
+    }
+
+    async fn open(&self, node: usize) -> Result<Stream, Lost> {
+        let endpoint = self.nodes.get(node).map(|node| node.endpoint.clone());
+        let endpoint = endpoint.ok_or(Lost::Quiet)?;
+        let bearer = self.config.bearer.read()?;
+        let request = v1::WatchTrustRequest {
+            resume_from: self
+                .verifier
+                .state()
+                .map(|s| wire::position(s.seq, s.nonce)),
+            instance: self.config.instance.clone(),
+        };
+        let opening = async {
+            let channel = endpoint.connect().await?;
+            let mut client = TrustServiceClient::new(channel).max_decoding_message_size(MOST_BYTES);
+            let request = with_bearer(request, bearer.as_ref());
+            let mut messages = client.watch_trust(request).await?.into_inner();
+            let first = messages.message().await?.ok_or(Lost::Quiet)?;
+            let age = age(&first)?;
+            let Some(Event::Welcome(welcome)) = first.event else {
+                return Err(Lost::Malformed(Malformed("welcome")));
+            };
+            Ok(Stream {
+                node,
+                client,
+                bearer: bearer.clone(),
+                messages,
+                id: welcome.stream_id,
+                age,
+            })
+        };
+        let stream = timeout(CONNECT, opening).await.map_err(|_| Lost::Quiet)??;
+        self.counts.streams.fetch_add(1, Relaxed);
+        Ok(stream)
+    }
+
+    /// Follows a stream until it is lost, or until another node is found that knows better.
+    async fn follow(&mut self, mut stream: Stream) -> Result<Stream, Lost> {
+        let mut assembler = Assembler::default();
+        let mut acknowledged = None;
+        let mut ask_others_at = Instant::now() + ASK_OTHERS;
+        tracing::info!(node = self.name(stream.node), "following the trust feed");
+        loop {
+            let message = timeout(QUIET, stream.messages.message()).await;
+            let message = message.map_err(|_| Lost::Quiet)??.ok_or(Lost::Quiet)?;
+            let is_heartbeat = matches!(message.event, Some(Event::Heartbeat(_)));
+            let change = self.apply(message, &mut assembler)?;
+            if let Some(node) = self.nodes.get_mut(stream.node) {
+                node.failures = 0;
+            }
+            let seq = self.verifier.applied_seq();
+            if change == Change::Keys || (is_heartbeat && seq != acknowledged) {
+                stream.acknowledge(seq).await;
+                acknowledged = seq;
+            }
+            self.prune();
+            if is_heartbeat && self.nodes.len() > 1 && Instant::now() >= ask_others_at {
+                if let Some(fresher) = self.fresher(stream.node).await {
+                    return Ok(fresher);
+                }
+                ask_others_at = Instant::now() + ASK_OTHERS;
+            }
+        }
+    }
+
+    fn apply(
+        &mut self,
+        message: v1::WatchTrustResponse,
+        assembler: &mut Assembler,
+    ) -> Result<Change, Lost> {
+        let age = age(&message)?;
+        let now = self.verifier.uptime();
+        match message.event {
+            Some(Event::Snapshot(part)) => match assembler.add(part, now)? {
+                Some(state) => {
+                    self.adopt(state, age)?;
+                    Ok(Change::Keys)
+                }
+                None => Ok(Change::Nothing),
+            },
+            Some(Event::Delta(delta)) => {
+                let delta = wire::read_delta(delta, now)?;
+                let state = self.verifier.state().ok_or(Malformed("delta"))?;
+                if let Some(keys) = &delta.keys {
+                    self.forget(&state.keys, keys);
+                }
+                self.verifier.update(|state| state.apply(&delta));
+                self.counts.deltas.fetch_add(1, Relaxed);
+                if (delta.seq, delta.nonce) == (state.seq, state.nonce) {
+                    // A part of more to come.
+                    return Ok(Change::Nothing);
+                }
+                self.learned_at = self.verifier.clock().monotonic();
+                self.verifier.heard_aged(age);
+                Ok(match delta.keys {
+                    Some(_) => Change::Keys,
+                    None => Change::Position,
+                })
+            }
+            Some(Event::Heartbeat(heartbeat)) => {
+                let position = wire::read_position(heartbeat.position.as_ref())?;
+                let state = self.verifier.state().ok_or(Malformed("heartbeat"))?;
+                if position != (state.seq, state.nonce) {
+                    return Err(Malformed("heartbeat").into());
+                }
+                self.verifier.heard_aged(age);
+                Ok(Change::Nothing)
+            }
+            Some(Event::Welcome(_)) | None => Err(Malformed("message").into()),
+        }
+    }
+
+    /// Puts a snapshot in place of what is known, if that loses nothing that counts.
+    fn adopt(&mut self, mut state: TrustState, age: Duration) -> Result<(), Lost> {
+        if let Some(issuer) = &self.config.issuer
+            && *issuer != state.issuer
+        {
+            return Err(Lost::Issuer);
+        }
+        let now = self.verifier.clock().monotonic();
+        if let Some(known) = self.verifier.state() {
+            if known.issuer != state.issuer {
+                return Err(Lost::Issuer);
+            }
+            let goes_on =
+                state.seq > known.seq || (state.seq, state.nonce) == (known.seq, known.nonce);
+            let read_at = now.checked_sub(age);
+            let since = read_at.is_some_and(|at| at > self.learned_at + MARGIN);
+            if !goes_on && !since {
+                self.counts.refused.fetch_add(1, Relaxed);
+                return Err(Lost::Behind);
+            }
+            self.forget(&known.keys, &state.keys);
+            state.revocations.merge(&known.revocations);
+        }
+        self.verifier.replace_aged(state, age);
+        self.learned_at = now;
+        self.counts.snapshots.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// A stream to another node whose knowledge is fresher than ours, if ours is old.
+    async fn fresher(&mut self, than: usize) -> Option<Stream> {
+        let ours = self.verifier.staleness().filter(|age| *age > OLD)?;
+        for node in 0..self.nodes.len() {
+            let may = |node: &Node| node.not_before <= Instant::now();
+            if node == than || !self.nodes.get(node).is_some_and(may) {
+                continue;
+            }
+            match self.open(node).await {
+                Ok(stream) if stream.age + FRESHER < ours => return Some(stream),
+                Ok(_) => {}
+                Err(lost) => self.lost(node, &lost),
+            }
+        }
+        None
+    }
+
+    fn lost(&mut self, node: usize, lost: &Lost) {
+        self.counts.failures.fetch_add(1, Relaxed);
+        let name = self.name(node);
+        let Some(node) = self.nodes.get_mut(node) else {
+            return;
+        };
+        let wait = wait(node.failures);
+        node.failures = node.failures.saturating_add(1);
+        node.not_before = Instant::now() + wait;
+        // Once per loss, and not for each attempt after.
+        if node.failures == 1 {
+            tracing::warn!(node = name, cause = %lost, "lost the trust feed; deciding by what is known");
+        } else {
+            tracing::debug!(node = name, cause = %lost, "the trust feed is still lost");
+        }
+    }
+
+    /// Asks for the public keys alone. They say nothing about revocations, so the staleness stays.
+    async fn poll_keys(&mut self, node: usize) {
+        let is_old = |age: Duration| age > KEYS_AFTER;
+        if Instant::now() < self.poll_keys_at || !self.verifier.staleness().is_some_and(is_old) {
+            return;
+        }
+        self.poll_keys_at = Instant::now() + KEYS_AFTER;
+        let Some(endpoint) = self.nodes.get(node).map(|node| node.endpoint.clone()) else {
+            return;
+        };
+        self.counts.keys_polled.fetch_add(1, Relaxed);
+        let asking = async {
+            let mut client = TokenServiceClient::new(endpoint.connect().await.ok()?);
+            let reply = client.get_jwks(v1::GetJwksRequest {}).await.ok()?;
+            read_jwks(&reply.into_inner().keys)
+        };
+        if let Ok(Some(published)) = timeout(CONNECT, asking).await {
+            let mut keys = KeySet::default();
+            for key in published
+                .iter()
+                .filter(|key| !self.gone.contains(key.kid()))
+            {
+                keys.insert(key.clone());
+            }
+            self.verifier.update(|state| state.keys = keys);
+        }
+    }
+
+    fn forget(&mut self, before: &KeySet, after: &KeySet) {
+        let gone = before.iter().filter(|key| after.get(key.kid()).is_none());
+        self.gone.extend(gone.map(|key| key.kid().to_owned()));
+    }
+
+    fn prune(&mut self) {
+        if Instant::now() >= self.prune_at {
+            self.prune_at = Instant::now() + Duration::from_mins(1);
+            let now = self.verifier.uptime();
+            self.verifier.update(|state| state.revocations.prune(now));
+        }
+    }
+
+    fn name(&self, node: usize) -> String {
+        let endpoint = self.nodes.get(node).map(|node| node.endpoint.uri());
+        endpoint.map(ToString::to_string).unwrap_or_default()
+    }
+}
+
+impl Stream {
+    /// Best effort: whoever waits for it asks again with the next heartbeat's.
+    async fn acknowledge(&mut self, seq: Option<i64>) {
+        let request = v1::AckTrustRequest {
+            stream_id: self.id.clone(),
+            seq: seq.unwrap_or_default(),
+        };
+        let request = with_bearer(request, self.bearer.as_ref());
+        let answer = timeout(Duration::from_secs(1), self.client.ack_trust(request)).await;
+        if let Ok(Err(status)) = answer {
+            tracing::debug!(%status, "an acknowledgement failed");
+        }
+    }
+}
+
+impl Bearer {
+    fn read(&self) -> Result<Option<MetadataValue<Ascii>>, Lost> {
+        let text = match self {
+            Self::None => return Ok(None),
+            Self::Text(text) => text.clone(),
+            // Small and local.
+            Self::File(path) => fs::read_to_string(path)
+                .map_err(|error| Lost::Credential(format!("{}: {error}", path.display())))?,
+        };
+        let value = MetadataValue::try_from(format!("Bearer {}", text.trim()));
+        let mut value = value.map_err(|_| Lost::Credential("it is no header value".to_owned()))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+}
+
+/// Says where it comes from, never what it is.
+impl fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Text(_) => f.write_str("Text(…)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+fn with_bearer<M>(message: M, bearer: Option<&MetadataValue<Ascii>>) -> Request<M> {
+    let mut request = Request::new(message);
+    if let Some(bearer) = bearer {
+        request
+            .metadata_mut()
+            .insert("authorization", bearer.clone());
+    }
+    request
+}
+
+fn age(message: &v1::WatchTrustResponse) -> Result<Duration, Malformed> {
+    let age = message.age.ok_or(Malformed("age"))?;
+    Duration::try_from(age).map_err(|_| Malformed("age"))
+}
+
+/// Doubles with each failure; between half of it and all of it, at random.
+fn wait(failures: u32) -> Duration {
+    let wait = FIRST_WAIT
+        .saturating_mul(1 << failures.min(10))
+        .min(MOST_WAIT);
+    let mut random = [0; 1];
+    // Without randomness a fleet comes back in step, and no worse.
+    let _ = rand::fill(&mut random);
+    let [random] = random;
+    wait / 2 + wait / 2 * u32::from(random) / 255
+}
+
+/// The keys of a JWKS; none if one of them is unreadable.
+fn read_jwks(jwks: &[v1::Jwk]) -> Option<KeySet> {
+    let mut keys = KeySet::default();
+    for jwk in jwks {
+        let algorithm = Algorithm::from_name(&jwk.alg)?;
+        let x = URL_SAFE_NO_PAD.decode(&jwk.x).ok()?;
+        let public = match algorithm {
+            Algorithm::Ed25519 => x,
+            Algorithm::Es256 => [vec![4], x, URL_SAFE_NO_PAD.decode(&jwk.y).ok()?].concat(),
+        };
+        // A JWKS does not say which one signs, and verifying does not ask.
+        keys.insert(PublicKey::new(&jwk.kid, algorithm, KeyState::Active, &public).ok()?);
+    }
+    Some(keys)
+}
