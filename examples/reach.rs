@@ -48,6 +48,9 @@ const MOST: Duration = Duration::from_secs(5);
 /// Sessions of one account.
 const PER_USER: usize = 50;
 
+/// Accounts that were made so far.
+static ACCOUNTS: AtomicUsize = AtomicUsize::new(0);
+
 const PASSWORD: &str = "correct horse battery staple";
 
 #[tokio::main]
@@ -62,7 +65,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     let (count, revocations): (usize, usize) = (validators.parse()?, revocations.parse()?);
     let validators = follow(count, key, a, b).await?;
     let connect = |url: &String| Ok(Endpoint::from_shared(url.clone())?.connect_lazy());
-    let sidecars: Vec<Channel> = sidecars.iter().map(connect).collect::<anyhow::Result<_>>()?;
+    let sidecars: Vec<Channel> = sidecars
+        .iter()
+        .map(connect)
+        .collect::<anyhow::Result<_>>()?;
     let node = connect(a)?;
 
     let mut heard = Vec::new();
@@ -107,12 +113,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// Validators that have heard a first state.
-async fn follow(
-    count: usize,
-    key: &str,
-    a: &str,
-    b: &str,
-) -> anyhow::Result<Vec<Arc<Verifier>>> {
+async fn follow(count: usize, key: &str, a: &str, b: &str) -> anyhow::Result<Vec<Arc<Verifier>>> {
     let mut validators = Vec::new();
     for i in 0..count {
         let policy = Policy {
@@ -135,7 +136,7 @@ async fn follow(
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(Duration::from_secs(60), ready)
+    timeout(Duration::from_mins(1), ready)
         .await
         .context("the validators do not get ready")?;
     Ok(validators)
@@ -193,7 +194,6 @@ async fn until_refused(
 /// A new account, and this many sessions of it.
 async fn log_in(node: &Channel, count: usize) -> anyhow::Result<Vec<TokenPair>> {
     let mut client = AuthServiceClient::new(node.clone());
-    static ACCOUNTS: AtomicUsize = AtomicUsize::new(1);
     let number = ACCOUNTS.fetch_add(1, Relaxed);
     let email = format!("reach-{number}@example.com");
     let request = RegisterRequest {

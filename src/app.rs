@@ -1,16 +1,13 @@
-//! The composition root: settings become parts, parts become servers and
-//! background tasks, and at the end all of it is drained. The only place that
-//! spawns.
+//! The composition root of a node: settings become parts, parts become servers
+//! and background tasks, and at the end all of it is drained.
 
-use std::{net::SocketAddr, panic::AssertUnwindSafe, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use countersign_verifier::{Clock, Policy as VerifierPolicy, SystemClock, Verifier};
-use futures_util::{FutureExt as _, TryFutureExt as _};
+use futures_util::FutureExt as _;
 use tokio::{
     runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,12 +19,10 @@ use crate::{
     config::{Config, Loaded, data_dir},
     crypto::{Lanes, MasterKey, Sealer, SystemEntropy},
     domain::Entropy,
-    error::{Error, Result, chain},
-    grpc::{self, Api, TokenApi, TrustApi, ext_authz::Authorization},
-    health::{Health, Readiness},
-    http::SidePort,
-    listen::Listener,
-    middleware::{self, PeerLimits, access, web},
+    grpc::{Api, TokenApi, TrustApi, ext_authz::Authorization},
+    health::Readiness,
+    middleware::access,
+    process::{Ports, Process, StopSignals, WORK_ENDS},
     service::{
         Core, Feed, Keyring, Policy, Skew, Trust, Work, janitor::Janitor, presence::Presence,
         rotation::Rotation, trust::Follower, wake::Wake,
@@ -41,13 +36,6 @@ const JANITOR_EVERY: Duration = Duration::from_secs(30);
 
 /// How often a start is looked at.
 const READY_POLL: Duration = Duration::from_millis(20);
-
-/// How long work may go on after the last connection has ended.
-const WORK_ENDS: Duration = Duration::from_secs(5);
-
-/// Signals that follow the first one within this time are the same wish: whoever
-/// signals a whole process group, as `timeout` does, may signal twice.
-const SAME_WISH: Duration = Duration::from_millis(500);
 
 /// What a test puts in the place of the system's.
 #[derive(Debug, Clone)]
@@ -111,73 +99,8 @@ pub async fn core(
 pub struct Node {
     core: Arc<Core>,
     feed: Arc<Feed>,
-    address: String,
-    http_address: SocketAddr,
-    /// Cancelled when the node begins to stop: it tells so, accepts nothing
-    /// new and finishes what runs.
-    draining: CancellationToken,
-    /// Cancelled when nothing runs any more: background tasks end.
-    over: CancellationToken,
-    /// Ends when the last connection has.
-    listener: TaskTracker,
+    process: Process,
     work: TaskTracker,
-    tasks: Tasks,
-}
-
-/// What runs as long as the node, and why the node cannot go on if one of them
-/// fails. A task that died unnoticed would be worse than a node that ends: it
-/// would serve on and hear no revocation.
-#[derive(Debug)]
-struct Tasks {
-    tracker: TaskTracker,
-    failed: watch::Sender<Option<String>>,
-}
-
-impl Tasks {
-    fn spawn(
-        &self,
-        name: &'static str,
-        runtime: &Handle,
-        task: impl Future<Output = Result<()>> + Send + 'static,
-    ) {
-        let failed = self.failed.clone();
-        let watched = async move {
-            let why = match AssertUnwindSafe(task).catch_unwind().await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => chain(&error),
-                Err(_) => "it panicked; the log says where".to_owned(),
-            };
-            failed.send_replace(Some(format!("{name} failed: {why}")));
-        };
-        self.tracker.spawn_on(watched, runtime);
-    }
-
-    /// What works on the database in the background.
-    fn spawn_work(
-        &self,
-        config: &Config,
-        core: &Arc<Core>,
-        feed: &Arc<Feed>,
-        work: &Handle,
-        over: &CancellationToken,
-    ) {
-        let poll = Duration::from_millis(config.database.trust_poll_ms);
-        let follower = Follower::new(Arc::clone(core), Arc::clone(feed), poll);
-        self.spawn("following the trust log", work, follower.run(over.clone()));
-        let listening = Wake::new(Arc::clone(core)).run(over.clone());
-        self.spawn("listening to the trust log", work, listening.map(Ok));
-        let presence = Presence::new(Arc::clone(core), Arc::clone(feed)).run(over.clone());
-        self.spawn("telling other nodes", work, presence.map(Ok));
-        let rotation = Rotation::new(Arc::clone(core)).run(over.clone());
-        self.spawn("rotating signing keys", work, rotation.map(Ok));
-        let janitor = Janitor::new(Arc::clone(core), JANITOR_EVERY).run(over.clone());
-        self.spawn("the janitor", work, janitor.map(Ok));
-        let (store, until) = (core.store.clone(), over.clone());
-        let every = Duration::from_millis(config.database.breaker.probe_interval_ms);
-        let breaker = core.store.breaker().clone();
-        let probe = breaker.probe(async move || store.ping().await.is_ok(), every, until);
-        self.spawn("probing the database", work, probe.map(Ok));
-    }
 }
 
 impl Node {
@@ -191,7 +114,7 @@ impl Node {
         telemetry: &Telemetry,
         work: &Handle,
     ) -> anyhow::Result<Self> {
-        let Seams { clock, entropy } = seams.clone();
+        let clock = Arc::clone(&seams.clock);
         let core = Arc::new(core(config, master_key, &seams, Trust::default()).await?);
         core.store.lock_instance()?;
         let leeway = Duration::from_secs(u64::from(config.tokens.leeway_seconds));
@@ -201,96 +124,36 @@ impl Node {
         };
         let verifier = Arc::new(Verifier::new(Arc::clone(&clock), policy));
         let breaker = core.store.breaker().clone();
-        let (draining, over) = (CancellationToken::new(), CancellationToken::new());
         let readiness = Readiness {
             verifier: Arc::clone(&verifier),
             database: Some(breaker.clone()),
-            draining: draining.clone(),
+            draining: CancellationToken::new(),
         };
-        let side_port = SidePort::bind(&config.http, readiness.clone(), telemetry.metrics())
-            .await
-            .with_context(|| format!("cannot listen on {}", config.http.address))?;
-        let listener = Listener::bind(&config.listen, Arc::clone(&entropy)).await?;
-        let (address, http_address) = (listener.address().to_owned(), side_port.address()?);
+        let draining = readiness.draining.clone();
+        let ports = Ports::open(config, &seams, telemetry, readiness).await?;
 
         let calls = TaskTracker::new();
-        let tasks = Tasks {
-            tracker: TaskTracker::new(),
-            failed: watch::Sender::new(None),
-        };
-        let (reporter, health) = tonic_health::server::health_reporter();
+        let feed = Arc::new(Feed::new(Arc::clone(&verifier)));
         let jwks_max_age = Duration::from_secs(config.http.jwks_max_age_seconds);
         let routes = TokenApi::new(Arc::clone(&verifier), jwks_max_age).routes(Routes::default());
-        let routes = Authorization::new(Arc::clone(&verifier)).routes(routes);
-        let feed = Arc::new(Feed::new(Arc::clone(&verifier)));
-        let trust = TrustApi::new(
-            Arc::clone(&feed),
-            Arc::clone(&clock),
-            Arc::clone(&entropy),
-            draining.clone(),
-        );
-        let routes = trust.routes(routes);
+        let routes = Authorization::new(verifier).routes(routes);
+        let entropy = Arc::clone(&seams.entropy);
+        let routes = TrustApi::new(Arc::clone(&feed), clock, entropy, draining).routes(routes);
         let api = Api::new(Arc::clone(&core), Work::new(work.clone(), calls.clone()));
-        let mut routes = api.routes(routes).add_service(health);
-        if config.reflection {
-            routes = grpc::reflection(routes)?;
-        }
-        let peer_limits = Arc::new(PeerLimits::new(&config.limits, Arc::clone(&clock)));
-        let parts = middleware::Parts {
-            config: config.limits.clone(),
-            clock,
-            entropy,
-            verifier: Arc::clone(&verifier),
-            audience: config.own_audience.clone(),
-            workloads: config.listen.workloads(),
-            database: Some(breaker.clone()),
-            peer_limits: Arc::clone(&peer_limits),
-            access: access::ROWS,
-            validation_log_sample: config.telemetry.validation_log_sample,
-            traces_exported: config.telemetry.exports_traces(),
-        };
-        let serving = Handle::current();
-        let connections = TaskTracker::new();
-        let until = draining.clone();
-        let listening = if config.grpc_web.is_on() {
-            let stack = web::around(middleware::stack(routes, &parts), &config.grpc_web);
-            listener.and_http1().serve(stack, until).left_future()
-        } else {
-            let stack = middleware::stack(routes, &parts);
-            listener.serve(stack, until).right_future()
-        };
-        let listening = connections.track_future(listening);
-        tasks.spawn("the listener", &serving, listening.map(Ok));
-        connections.close();
-        let until = over.clone();
-        tasks.spawn("the side port", &serving, side_port.serve(until).map(Ok));
-        let health = Health::new(reporter, readiness, access::ROWS).run(over.clone());
-        tasks.spawn("health", &serving, health.map(Ok));
-        let sweeping = peer_limits.run(over.clone());
-        tasks.spawn("the limits per peer", &serving, sweeping.map(Ok));
+        let process = ports.serve(config, seams, api.routes(routes), access::ROWS)?;
 
-        tasks.spawn_work(config, &core, &feed, work, &over);
+        spawn_work(&process, config, &core, &feed, work);
         Ok(Self {
             core,
             feed,
-            address,
-            http_address,
-            draining,
-            over,
-            listener: connections,
+            process,
             work: calls,
-            tasks,
         })
     }
 
-    /// The gRPC address in the form of the configuration.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// The address of the side port.
-    pub fn http_address(&self) -> SocketAddr {
-        self.http_address
+    /// The node as a process.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     /// The rules.
@@ -312,46 +175,46 @@ impl Node {
         };
         tokio::select! {
             () = loaded => Ok(()),
-            failure = self.failed() => Err(failure),
-        }
-    }
-
-    /// Waits until the node cannot go on, and returns why. While all is well
-    /// that is never.
-    pub async fn failed(&self) -> anyhow::Error {
-        let mut failed = self.tasks.failed.subscribe();
-        match failed.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(why)) => anyhow::anyhow!("{why}"),
-            // The sender is ours and lives as long as we do.
-            _ => std::future::pending().await,
+            failure = self.process.failed() => Err(failure),
         }
     }
 
     /// Drains: tells so, accepts nothing new, finishes what runs, ends.
-    pub async fn stop(self) {
-        self.draining.cancel();
-        self.listener.wait().await;
+    pub async fn stop(&self) {
+        self.process.drain().await;
         self.work.close();
         if timeout(WORK_ENDS, self.work.wait()).await.is_err() {
             tracing::warn!(calls = self.work.len(), "stopped while calls were running");
         }
-        // The side port has said until now that this node is draining.
-        self.over.cancel();
-        self.tasks.tracker.close();
-        if timeout(WORK_ENDS, self.tasks.tracker.wait()).await.is_err() {
-            tracing::warn!(
-                tasks = self.tasks.tracker.len(),
-                "stopped while tasks were running"
-            );
-        }
+        self.process.end().await;
     }
+}
 
-    /// Ends at once and without waiting for anything, as a test that is over
-    /// may.
-    pub fn abort(&self) {
-        self.draining.cancel();
-        self.over.cancel();
-    }
+/// What works on the database in the background.
+fn spawn_work(
+    process: &Process,
+    config: &Config,
+    core: &Arc<Core>,
+    feed: &Arc<Feed>,
+    work: &Handle,
+) {
+    let Process { tasks, over, .. } = process;
+    let poll = Duration::from_millis(config.database.trust_poll_ms);
+    let follower = Follower::new(Arc::clone(core), Arc::clone(feed), poll);
+    tasks.spawn("following the trust log", work, follower.run(over.clone()));
+    let listening = Wake::new(Arc::clone(core)).run(over.clone());
+    tasks.spawn("listening to the trust log", work, listening.map(Ok));
+    let presence = Presence::new(Arc::clone(core), Arc::clone(feed)).run(over.clone());
+    tasks.spawn("telling other nodes", work, presence.map(Ok));
+    let rotation = Rotation::new(Arc::clone(core)).run(over.clone());
+    tasks.spawn("rotating signing keys", work, rotation.map(Ok));
+    let janitor = Janitor::new(Arc::clone(core), JANITOR_EVERY).run(over.clone());
+    tasks.spawn("the janitor", work, janitor.map(Ok));
+    let (store, until) = (core.store.clone(), over.clone());
+    let every = Duration::from_millis(config.database.breaker.probe_interval_ms);
+    let breaker = core.store.breaker().clone();
+    let probe = breaker.probe(async move || store.ping().await.is_ok(), every, until);
+    tasks.spawn("probing the database", work, probe.map(Ok));
 }
 
 /// Runs a node until the process is told to stop. `level` reads the log level
@@ -366,7 +229,7 @@ pub async fn serve(
         settings,
         warnings,
     } = loaded;
-    let mut stop = StopSignals::new()?;
+    let told = StopSignals::new()?;
     let telemetry = Telemetry::install(&config.telemetry)?;
     telemetry::log_panics();
     let seams = Seams::default();
@@ -378,72 +241,9 @@ pub async fn serve(
         tracing::warn!("{warning}");
     }
     let node = Node::start(&config, &prepared.master_key, seams, &telemetry, &work).await?;
-    let serving = Handle::current();
-    let upkeep = telemetry.clone().run(node.over.clone());
-    node.tasks.spawn("the metrics", &serving, upkeep.map(Ok));
-    let hangups = telemetry.clone().follow_hangups(level, node.over.clone());
-    node.tasks
-        .spawn("the log level", &serving, hangups.map_err(Error::internal));
-    tracing::info!(
-        version = cli::VERSION,
-        profile = config.profile.as_str(),
-        grpc = node.address(),
-        http = %node.http_address(),
-        settings = settings.changes(),
-        "serving"
-    );
-    let failure = tokio::select! {
-        signal = stop.recv() => {
-            tracing::info!(signal, "stopping: finishing what runs; a second signal ends it");
-            None
-        }
-        failure = node.failed() => Some(failure),
-    };
-    let in_time = tokio::select! {
-        () = node.stop() => true,
-        signal = stop.recv_again() => {
-            tracing::warn!(signal, "ended at once");
-            false
-        }
-    };
-    telemetry.flush();
-    match failure {
-        Some(failure) => Err(failure),
-        None if in_time => Ok(ExitCode::SUCCESS),
-        None => Ok(ExitCode::FAILURE),
-    }
-}
-
-/// The signals by which a process is told to stop.
-#[derive(Debug)]
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl StopSignals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn recv(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-
-    /// A signal after the first one.
-    async fn recv_again(&mut self) -> &'static str {
-        let echoes = async {
-            loop {
-                self.recv().await;
-            }
-        };
-        let Err(_elapsed) = timeout(SAME_WISH, echoes).await;
-        self.recv().await
-    }
+    let process = node.process();
+    let stop = node.stop();
+    process
+        .run(told, telemetry, &config, &settings, level, stop)
+        .await
 }

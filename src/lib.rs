@@ -3,8 +3,9 @@
 //!
 //! The tour, from the outside in:
 //!
-//! - [`cli`] reads what was asked for, [`config`] the settings, and [`app`]
-//!   composes a node of them;
+//! - [`cli`] reads what was asked for, [`config`] the settings; [`app`] composes
+//!   a node of them, [`sidecar`] a process that only decides, and [`process`] is
+//!   what both have in common;
 //! - [`listen`] accepts connections and [`http`] is the side port;
 //! - [`middleware`] is everything that happens to a call before its handler:
 //!   one function lists the layers;
@@ -28,6 +29,8 @@ pub mod health;
 pub mod http;
 pub mod listen;
 pub mod middleware;
+pub mod process;
 pub mod service;
+pub mod sidecar;
 pub mod store;
 pub mod telemetry;

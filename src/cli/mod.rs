@@ -26,8 +26,9 @@ use tokio::runtime::Handle;
 
 use crate::{
     app::{self, Seams},
-    config::{Config, Profile, Sources, data_dir},
+    config::{Config, Profile, Role, Sources, data_dir},
     service::{Core, Trust},
+    sidecar,
 };
 
 /// Version and commit.
@@ -87,6 +88,8 @@ pub struct Global {
 pub enum Command {
     /// Serve gRPC and the side port until SIGTERM or Ctrl-C
     Serve(Serve),
+    /// Follow nodes and decide beside a workload: TokenService, Envoy's ext_authz, health
+    Sidecar(Sidecar),
     /// Change the database schema, or show where it stands
     #[command(subcommand)]
     Migrate(migrate::Command),
@@ -126,6 +129,31 @@ pub struct Serve {
     pub http_listen: Option<String>,
 }
 
+/// Arguments of `sidecar`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+It needs no database: it follows the trust feed of the nodes, and goes on by what it knows when none
+can be reached. The issuer must be that of the nodes.
+
+Examples:
+  countersign sidecar --node http://127.0.0.1:50051 --credential-file sidecar.key
+  countersign sidecar --listen unix:/run/countersign.sock   (nodes from countersign.toml)")]
+pub struct Sidecar {
+    /// gRPC: address:port, or unix:/path [env: COUNTERSIGN_LISTEN] [default: 127.0.0.1:50052]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// HTTP side port: JWKS, health, metrics [env: COUNTERSIGN_HTTP_LISTEN] [default: 127.0.0.1:8082]
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_listen: Option<String>,
+    /// A node to follow; may be given again [env: COUNTERSIGN_SIDECAR__NODES]
+    #[arg(long = "node", value_name = "URL")]
+    pub nodes: Vec<String>,
+    /// File with an API key that has the permission countersign.trust.watch
+    /// [env: COUNTERSIGN_SIDECAR__CREDENTIAL_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub credential_file: Option<PathBuf>,
+}
+
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Format {
@@ -158,7 +186,8 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
     let config = loaded.config.clone();
     let output = match cli.command {
         Command::CheckConfig(_) | Command::Completions(_) => return Ok(ExitCode::SUCCESS),
-        Command::Serve(_) => {
+        Command::Serve(_) | Command::Sidecar(_) => {
+            let is_sidecar = sources.role == Role::Sidecar;
             let level = move || match Config::load(&sources) {
                 Ok(loaded) => Some(loaded.config.telemetry.level),
                 Err(problems) => {
@@ -166,7 +195,11 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
                     None
                 }
             };
-            return app::serve(loaded, level, work).await;
+            return if is_sidecar {
+                sidecar::serve(loaded, level).await
+            } else {
+                app::serve(loaded, level, work).await
+            };
         }
         Command::Migrate(command) => {
             on(work, async move {
@@ -226,6 +259,9 @@ impl Cli {
         let mut sources = Sources::of_process();
         sources.file.clone_from(&self.global.config);
         sources.flags = self.flags();
+        if matches!(self.command, Command::Sidecar(_)) {
+            sources.role = Role::Sidecar;
+        }
         sources
     }
 
@@ -234,6 +270,14 @@ impl Cli {
         let path = |path: &PathBuf| path.display().to_string();
         let serve = match &self.command {
             Command::Serve(serve) => (serve.listen.clone(), serve.http_listen.clone()),
+            Command::Sidecar(sidecar) => (sidecar.listen.clone(), sidecar.http_listen.clone()),
+            _ => (None, None),
+        };
+        let (nodes, credential_file) = match &self.command {
+            Command::Sidecar(sidecar) => (
+                (!sidecar.nodes.is_empty()).then(|| sidecar.nodes.join(",")),
+                sidecar.credential_file.as_ref().map(path),
+            ),
             _ => (None, None),
         };
         [
@@ -243,6 +287,12 @@ impl Cli {
             ("log-level", "telemetry.level", global.log_level.clone()),
             ("listen", "listen.address", serve.0),
             ("http-listen", "http.address", serve.1),
+            ("node", "sidecar.nodes", nodes),
+            (
+                "credential-file",
+                "sidecar.credential_file",
+                credential_file,
+            ),
         ]
         .into_iter()
         .filter_map(|(flag, key, value)| Some((flag, key, value?)))

@@ -20,6 +20,8 @@ use crate::{
 pub const MASTER_KEY: &str = "master.key";
 /// File name of the SQLite database without a `database.url`.
 pub const DATABASE: &str = "countersign.db";
+/// What a sidecar knew last, in its data directory.
+pub const SNAPSHOT: &str = "sidecar.snapshot";
 
 /// No secret is longer; a wrong path may lead to something huge.
 const MOST_BYTES: u64 = 4_096;
@@ -163,7 +165,7 @@ pub(super) fn check_master_key(config: &Config) -> Option<String> {
 /// The text of a file that holds one secret, without white space around it.
 /// A file that others could read is refused: mode 0600 at most, or 0640 if it
 /// is root's, as secrets mounted into containers are.
-pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<String>, Error> {
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, Error> {
     let failed = Error::io("read", path);
     let file = File::open(path).map_err(&failed)?;
     let metadata = file.metadata().map_err(&failed)?;
@@ -207,6 +209,14 @@ fn make_key(path: &Path, entropy: &dyn Entropy) -> io::Result<bool> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Makes a directory for its owner only, if it is missing.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn make_private(path: &Path) -> Result<(), Error> {
+    make_directory(path, &mut Vec::new()).map(drop)
 }
 
 /// Makes a directory for its owner only; says whether it was missing.

@@ -19,7 +19,7 @@ use std::{error::Error, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{crypto, http, listen, middleware, service, store, telemetry};
+use crate::{crypto, http, listen, middleware, service, sidecar, store, telemetry};
 
 pub use secret::{REDACTED, Secret, redact_url};
 pub use settings::{DEFAULTS, Origin, Setting, Settings};
@@ -71,6 +71,8 @@ pub struct Config {
     pub limits: middleware::Config,
     /// Logs and traces.
     pub telemetry: telemetry::Config,
+    /// What a sidecar follows.
+    pub sidecar: sidecar::Config,
 }
 
 /// What is taken for granted and what is refused.
@@ -84,6 +86,16 @@ pub enum Profile {
     Testing,
     /// Refuses whatever is unsafe.
     Production,
+}
+
+/// What a process is, as far as that decides what its settings must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// It has a database and mints tokens.
+    #[default]
+    Node,
+    /// It follows nodes and decides.
+    Sidecar,
 }
 
 /// A configuration that may be used.
@@ -139,11 +151,17 @@ impl Config {
         for entry in entries.into_iter().chain(environment).chain(flags) {
             problems.extend(settings.put(entry).err());
         }
-        rules::resolve(&mut settings, &profile, &mut problems);
+        rules::resolve(&mut settings, &profile, sources.role, &mut problems);
 
         let config: Config = settings.extract(&mut problems);
         let mut warnings = Vec::new();
-        rules::check(&config, &settings, &mut problems, &mut warnings);
+        rules::check(
+            &config,
+            &settings,
+            sources.role,
+            &mut problems,
+            &mut warnings,
+        );
         if problems.is_empty() {
             Ok(Loaded {
                 config,
@@ -183,6 +201,7 @@ impl Default for Config {
             api_keys: service::api_keys::Config::default(),
             limits: middleware::Config::default(),
             telemetry: telemetry::Config::default(),
+            sidecar: sidecar::Config::default(),
         }
     }
 }

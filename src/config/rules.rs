@@ -1,16 +1,24 @@
 //! What must hold between sections, and what a profile refuses. What concerns
 //! one section alone is judged by that section's room.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    Config, Profile, Setting, Settings, data_dir,
+    Config, Profile, Role, Setting, Settings, data_dir,
     settings::{Origin, TWINS},
 };
 
 /// Fills in what follows from other keys: secrets from their files, and the
 /// defaults that the data directory and the side port give.
-pub(super) fn resolve(settings: &mut Settings, profile: &str, problems: &mut Vec<String>) {
+pub(super) fn resolve(
+    settings: &mut Settings,
+    profile: &str,
+    role: Role,
+    problems: &mut Vec<String>,
+) {
     let is_set = |settings: &Settings, key: &str| settings.get(key).is_some_and(Setting::is_set);
     if is_set(settings, "master_key") && is_set(settings, "master_key_file") {
         problems.push(both("master_key", "master_key_file", settings));
@@ -31,6 +39,10 @@ pub(super) fn resolve(settings: &mut Settings, profile: &str, problems: &mut Vec
     }
 
     let data_dir = PathBuf::from(settings.text("data_dir"));
+    if role == Role::Sidecar {
+        resolve_sidecar(settings, &data_dir);
+        return;
+    }
     if !is_set(settings, "database.url") {
         let url = format!("sqlite://{}", data_dir.join(data_dir::DATABASE).display());
         settings.derive("database.url", url, Origin::Derived("data_dir"));
@@ -48,6 +60,25 @@ pub(super) fn resolve(settings: &mut Settings, profile: &str, problems: &mut Vec
     }
 }
 
+/// Beside a node on one host it needs ports of its own.
+fn resolve_sidecar(settings: &mut Settings, data_dir: &Path) {
+    for (key, address) in [
+        ("listen.address", "127.0.0.1:50052"),
+        ("http.address", "127.0.0.1:8082"),
+    ] {
+        if settings.get(key).is_some_and(Setting::is_default) {
+            settings.derive(key, address.to_owned(), Origin::Derived("the command"));
+        }
+    }
+    if !settings
+        .get("sidecar.snapshot_file")
+        .is_some_and(Setting::is_set)
+    {
+        let path = data_dir.join(data_dir::SNAPSHOT).display().to_string();
+        settings.derive("sidecar.snapshot_file", path, Origin::Derived("data_dir"));
+    }
+}
+
 fn both(key: &str, file: &str, settings: &Settings) -> String {
     let origin = |key| settings.get(key).map(|s| s.origin().to_string());
     format!(
@@ -61,11 +92,16 @@ fn both(key: &str, file: &str, settings: &Settings) -> String {
 pub(super) fn check(
     config: &Config,
     settings: &Settings,
+    role: Role,
     problems: &mut Vec<String>,
     warnings: &mut Vec<String>,
 ) {
-    check_sections(config, problems);
+    check_sections(config, role, problems);
     check_issuer(config, problems);
+    if role == Role::Sidecar {
+        check_sidecar(config, problems);
+        return;
+    }
     if config.audiences.is_empty() || config.audiences.iter().any(|a| a.trim().is_empty()) {
         problems.push("`audiences`: name at least one audience, and no empty one".to_owned());
     }
@@ -95,14 +131,40 @@ pub(super) fn check(
     }
 }
 
-fn check_sections(config: &Config, problems: &mut Vec<String>) {
+/// A sidecar seals no keys and has no database; what it knows is the nodes'.
+fn check_sidecar(config: &Config, problems: &mut Vec<String>) {
+    if config.issuer.is_empty() {
+        problems.push(
+            "`issuer`: required for a sidecar: that of the nodes, so that it follows no others"
+                .to_owned(),
+        );
+    }
+    if config.profile != Profile::Production {
+        return;
+    }
+    check_exposed(config, problems);
+    if config.sidecar.may_send_plaintext() && !config.listen.plaintext_behind_mesh {
+        problems.push(
+            "`sidecar.nodes`: a node on another host would be reached in plaintext; use https, or \
+             set `listen.plaintext_behind_mesh` if a service mesh encrypts"
+                .to_owned(),
+        );
+    }
+}
+
+fn check_sections(config: &Config, role: Role, problems: &mut Vec<String>) {
     // Hashing checks that it costs an attacker enough, which tests cannot pay;
     // the hash lanes themselves refuse what is not legal at all.
     let hashing = match config.profile {
         Profile::Testing => Ok(()),
         _ => config.hashing.validate(),
     };
+    let sidecar = match role {
+        Role::Node => Ok(()),
+        Role::Sidecar => config.sidecar.validate(),
+    };
     let sections = [
+        ("sidecar", sidecar),
         ("listen", config.listen.validate()),
         ("grpc_web", config.grpc_web.validate()),
         ("http", config.http.validate()),
@@ -160,7 +222,8 @@ fn check_issuer(config: &Config, problems: &mut Vec<String>) {
     }
 }
 
-fn check_production(config: &Config, problems: &mut Vec<String>) {
+/// What would be served in plaintext beyond this host.
+fn check_exposed(config: &Config, problems: &mut Vec<String>) {
     let mesh = config.listen.plaintext_behind_mesh;
     if config.listen.is_plaintext_exposed() {
         problems.push(format!(
@@ -177,6 +240,10 @@ fn check_production(config: &Config, problems: &mut Vec<String>) {
             config.http.address
         ));
     }
+}
+
+fn check_production(config: &Config, problems: &mut Vec<String>) {
+    check_exposed(config, problems);
     if config.master_key.is_none() && config.master_key_file.is_none() {
         problems.push(
             "`master_key_file`: required in production: a file with 32 random bytes, made once by \

@@ -16,7 +16,7 @@ use super::{
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Keys whose values are never shown.
-const SECRET: &[&str] = &["master_key"];
+const SECRET: &[&str] = &["master_key", "sidecar.credential"];
 
 /// Keys that name a file for the value of another key.
 pub(super) const TWINS: &[(&str, &str)] = &[("database.url", "database.url_file")];
@@ -207,6 +207,11 @@ impl Setting {
     /// Where the value came from.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// Whether no layer has changed it.
+    pub fn is_default(&self) -> bool {
+        self.origin == Origin::Default
     }
 
     /// Whether it has a value other than the empty text.

@@ -8,7 +8,10 @@ use std::{
 
 use toml::Table;
 
-use super::settings::{Entry, Origin, Raw, Settings, flatten, nearest};
+use super::{
+    Role,
+    settings::{Entry, Origin, Raw, Settings, flatten, nearest},
+};
 
 /// What all names in the environment start with.
 const PREFIX: &str = "COUNTERSIGN_";
@@ -48,6 +51,8 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// Other flags: the name without dashes, the key, the value.
     pub flags: Vec<(&'static str, &'static str, String)>,
+    /// What the process is to be.
+    pub role: Role,
 }
 
 /// The name of a key in the environment: the short one if it has one.
@@ -79,6 +84,7 @@ impl Sources {
                 .collect(),
             file: None,
             flags: Vec::new(),
+            role: Role::Node,
         }
     }
 

@@ -10,7 +10,10 @@
 
 use std::{fmt, str::FromStr};
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    hkdf,
+};
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD},
@@ -63,6 +66,18 @@ impl MasterKey {
         let mut key = Zeroizing::new([0; Self::BYTES]);
         entropy.fill(key.as_mut());
         Self(key)
+    }
+
+    /// The key that follows from another secret, which must be as hard to guess
+    /// (HKDF-SHA-256, RFC 5869).
+    pub fn derived(secret: &str) -> Result<Self> {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, LABEL);
+        let mut key = Zeroizing::new([0; Self::BYTES]);
+        let prk = salt.extract(secret.trim().as_bytes());
+        let okm = prk.expand(&[b"derived key"], hkdf::HKDF_SHA256);
+        okm.and_then(|okm| okm.fill(key.as_mut()))
+            .map_err(Error::internal)?;
+        Ok(Self(key))
     }
 
     /// The key as base64url, the form in which its file is written.

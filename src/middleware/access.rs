@@ -5,7 +5,10 @@
 //! needs the database. What depends on the request itself (one's own account or
 //! another's) is for the service behind it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use Class::{Hash, Read, Stream, Validate, Write};
 use Permission::{
@@ -290,6 +293,19 @@ pub static ROWS: &[Row] = &[
         Stream,
     ),
 ];
+
+/// The rows of a process that has no store: what is answered from memory, and
+/// not to those who would follow it.
+pub fn from_memory() -> &'static [Row] {
+    static FROM_MEMORY: LazyLock<Vec<Row>> = LazyLock::new(|| {
+        let follows = |row: &Row| row.service() == "countersign.v1.TrustService";
+        let rows = ROWS
+            .iter()
+            .filter(|row| !row.needs_database && !follows(row));
+        rows.copied().collect()
+    });
+    &FROM_MEMORY
+}
 
 /// Finds the row of a path.
 #[derive(Debug, Clone)]

@@ -400,7 +400,7 @@ on_both! {
                 &[("x-request-id", &id), ("traceparent", &parent)],
             )).await;
         assert_named(told, &id, Code::Unauthenticated, "CREDENTIALS_MISSING", LIST_USERS);
-        node.abort();
+        node.process().abort();
     }
 }
 
@@ -489,7 +489,7 @@ async fn node_that_panics(world: &World, faulty: &Arc<Faulty>) -> app::Node {
 }
 
 fn connect(node: &app::Node) -> tonic::transport::Channel {
-    tonic::transport::Endpoint::from_shared(format!("http://{}", node.address()))
+    tonic::transport::Endpoint::from_shared(format!("http://{}", node.process().address()))
         .unwrap()
         .connect_lazy()
 }

@@ -367,7 +367,7 @@ async fn without_a_node_envoy_does_as_it_is_told() {
             envoy.upstream.take_one().one("x-countersign-subject"),
             person.user_id
         );
-        world.node.running.abort();
+        world.node.running.process().abort();
         crate::harness::eventually("the node is gone", async || {
             tokio::net::TcpStream::connect(world.node.address)
                 .await

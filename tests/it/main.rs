@@ -43,6 +43,7 @@ mod refresh;
 mod roles;
 mod rooms;
 mod sessions;
+mod sidecar;
 mod trust;
 mod users;
 mod wire;

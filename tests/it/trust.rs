@@ -260,7 +260,7 @@ on_both! {
         let watcher = watcher(&world).await;
         let mut validator = Validator::follow(&watcher.client, None).await;
         validator.whole().await;
-        world.node.running.abort();
+        world.node.running.process().abort();
         let failure = Failure::from(&validator.end().await);
         assert_eq!((failure.code, failure.reason.as_str()), (Code::Unavailable, "NOT_READY"));
     }

@@ -61,6 +61,7 @@ impl Start {
 
     fn load(&self) -> Result<Loaded, Problems> {
         Config::load(&Sources {
+            role: Role::Node,
             directory: self.directory.path().to_owned(),
             environment: self.environment.clone(),
             file: None,

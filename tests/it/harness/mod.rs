@@ -13,6 +13,7 @@ pub mod lock;
 pub mod logs;
 pub mod proxy;
 pub mod rpc;
+pub mod sidecar;
 pub mod world;
 
 use std::time::{Duration, Instant};

@@ -251,7 +251,7 @@ impl World {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.running.abort();
+        self.running.process().abort();
     }
 }
 
@@ -265,10 +265,10 @@ impl Node {
     /// A node that may not be ready yet, nor ever.
     pub async fn begin(config: &Config, clock: &Arc<MockClock>, seed: u64) -> Self {
         let running = Self::launch(config, clock, seed).await;
-        let address = running.address().parse().expect("a TCP address");
+        let address = running.process().address().parse().expect("a TCP address");
         Self {
             address,
-            http: running.http_address(),
+            http: running.process().http_address(),
             channel: connect(address),
             running,
         }
