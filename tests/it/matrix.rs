@@ -344,13 +344,13 @@ on_both! {
                 ("without the scope, of one who holds it", &permitted, vec![], row.says_to_key(State::Other)),
                 ("with all others", &lacking, all_but(row.needs), row.says_to_key(State::Lacking)),
             ] {
-                let on = Objects::new(&world).await;
+                let on = Objects::new(&world).await.and_keys(&world, row.rpc).await;
                 let (_, key) = rpc::api_key(&world, &owner.user_id, &scopes).await;
                 let result = rpc::call(&channel, &path, Some(&key), rpc::request(row.rpc, &on)).await;
                 check(row, what, expected, &result);
             }
             // What is its owner's own is nothing to a key.
-            let on = Objects::new(&world).await;
+            let on = Objects::new(&world).await.and_keys(&world, row.rpc).await;
             let (_, key) = rpc::api_key(&world, &on.target.user_id, &[]).await;
             let result = rpc::call(&channel, &path, Some(&key), rpc::request(row.rpc, &on)).await;
             check(row, "of the one acted upon", row.says_to_key(State::Other), &result);
