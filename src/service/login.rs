@@ -30,18 +30,17 @@ pub struct Login {
 
 /// Opens a session.
 ///
-/// The order matters. A node without keys, or with a wrong clock, says so before
-/// it looks at anything;
-/// the lane's ticket comes next, so that a shed call costs no query; the
-/// connection is given back before the hash, so that waiting logins hold none;
+/// The order matters. A node without keys says so before it looks at anything;
+/// the lane's ticket comes next, so that a shed call costs no query; then a node
+/// whose clock is wrong says so; the connection is given back before the hash, so that waiting logins hold none;
 /// the session is opened only if nothing has ended the account's sessions since
 /// the password was checked, so that no login with an old password outlives its
 /// change.
 pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
     let audiences = token::audiences(core, wish.audiences)?;
     let keys = core.keyring.keys()?;
-    skew::refuse_when_off(core, call).await?;
     let ticket = core.lanes.ticket(call)?;
+    skew::refuse_when_off(core, call).await?;
     let found = {
         let mut conn = core.store.read(call).await?;
         users::credentials(&mut conn, &wish.identifier).await?

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Core, Feed, keyring, token};
+use super::{Core, Feed, keyring, skew, token};
 use crate::{
     domain::{
         Call,
@@ -187,6 +187,8 @@ impl Follower {
     async fn start(&mut self) -> Result<()> {
         self.core.store.migrate_up().await?;
         keyring::create_missing(&self.core, &self.call).await?;
+        // Before the first login, which then need not ask.
+        skew::measure(&self.core, &self.call).await?;
         self.snapshot(Revocations::default()).await
     }
 
