@@ -33,7 +33,7 @@ fn signing_key(db: &Database, kid: &str, state: KeyState) -> SigningKey {
         sealed: vec![2; 80],
         created_at: db.now(),
         changed_at: db.now(),
-        verify_until: None,
+        verify_until: (state == KeyState::Retired).then(|| db.now()),
     }
 }
 
