@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at},
+    time::{Instant, MissedTickBehavior, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -47,9 +47,6 @@ use connection::Rules;
 /// How long to wait when the machine has no file descriptor left: connections
 /// must end before another can be accepted.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-
-/// For how long connections are still accepted when the node begins to stop.
-const LAST_CALL: Duration = Duration::from_millis(100);
 
 /// At most one line in this time about connections that were turned away.
 const TURNED_AWAY_EVERY: Duration = Duration::from_secs(1);
@@ -180,17 +177,10 @@ impl Listener {
         let mut refresh =
             tokio::time::interval(Duration::from_secs(self.config.tls_reload_seconds));
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Whoever stands in the socket's queue when it closes is reset, which looks
-        // like a fault. So for a moment more they are let in, and told to go.
-        let mut close_at = None;
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = shutdown.cancelled(), if close_at.is_none() => {
-                    close_at = Some(Instant::now() + LAST_CALL);
-                    continue;
-                }
-                () = sleep_until(close_at.unwrap_or_else(Instant::now)), if close_at.is_some() => break,
+                () = shutdown.cancelled() => break,
                 _ = refresh.tick(), if self.tls.is_some() => {
                     if let Some(tls) = &self.tls {
                         tls.refresh();
