@@ -1,5 +1,5 @@
 //! The rules: who may do what, in which order, and what must hold together in
-//! one transaction. Each function takes the [`Core`] and the [`Call`](crate::domain::Call) it works
+//! one transaction. Each function takes the [`Core`] and the [`Call`] it works
 //! for, speaks domain types, and knows no wire.
 //!
 //! | file | rules |
