@@ -159,16 +159,17 @@ fn check_sections(config: &Config, role: Role, problems: &mut Vec<String>) {
         Profile::Testing => Ok(()),
         _ => config.hashing.validate(),
     };
-    let sidecar = match role {
-        Role::Node => Ok(()),
-        Role::Sidecar => config.sidecar.validate(),
+    // A sidecar has no database, and a node follows nobody.
+    let (database, sidecar) = match role {
+        Role::Node => (config.database.validate(), Ok(())),
+        Role::Sidecar => (Ok(()), config.sidecar.validate()),
     };
     let sections = [
         ("sidecar", sidecar),
         ("listen", config.listen.validate()),
         ("grpc_web", config.grpc_web.validate()),
         ("http", config.http.validate()),
-        ("database", config.database.validate()),
+        ("database", database),
         ("hashing", hashing),
         ("keys", config.keys.validate()),
         ("tokens", config.tokens.validate()),

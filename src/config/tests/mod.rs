@@ -60,8 +60,12 @@ impl Start {
     }
 
     fn load(&self) -> Result<Loaded, Problems> {
+        self.load_as(Role::Node)
+    }
+
+    fn load_as(&self, role: Role) -> Result<Loaded, Problems> {
         Config::load(&Sources {
-            role: Role::Node,
+            role,
             directory: self.directory.path().to_owned(),
             environment: self.environment.clone(),
             file: None,

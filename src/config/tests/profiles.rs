@@ -1,6 +1,6 @@
 //! What each profile refuses and allows.
 
-use super::Start;
+use super::{Role, Start};
 
 #[test]
 fn production_with_its_two_settings_starts() {
@@ -13,6 +13,26 @@ fn production_with_its_two_settings_starts() {
 
     let loaded = Start::production(&[("COUNTERSIGN_REFLECTION", "true")]).load();
     assert!(loaded.unwrap().config.reflection);
+}
+
+#[test]
+fn a_sidecar_needs_an_issuer_a_node_a_credential_and_no_more() {
+    let needed = [
+        ("COUNTERSIGN_ISSUER", "https://auth.example.com"),
+        ("COUNTERSIGN_SIDECAR__NODES", "https://auth-1:50051"),
+        ("COUNTERSIGN_SIDECAR__CREDENTIAL", "csk_example"),
+    ];
+    for profile in ["development", "testing", "production"] {
+        let mut start = Start::new(&needed);
+        start.set("COUNTERSIGN_PROFILE", profile);
+        let loaded = start.load_as(Role::Sidecar);
+        assert!(loaded.is_ok(), "{profile}: {}", loaded.unwrap_err());
+        for (name, _) in needed {
+            let mut start = Start::new(&needed);
+            start.set(name, "");
+            assert!(start.load_as(Role::Sidecar).is_err(), "{name}");
+        }
+    }
 }
 
 #[test]
