@@ -1,8 +1,13 @@
-//! Clients that are not ours: grpcurl as people use it, and a Python program
-//! with stubs made from the protos.
+//! Clients that are not ours: grpcurl as people use it, and programs in other
+//! languages with stubs made from the protos, the examples among them.
 
 use std::{
     collections::BTreeSet,
+    env,
+    ffi::OsString,
+    fs,
+    net::TcpListener,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -10,19 +15,27 @@ use std::{
 use countersign_proto::FILE_DESCRIPTOR_SET;
 use prost::Message as _;
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use crate::{
     canary::methods,
-    harness::{World, world},
+    harness::{
+        World,
+        binary::{Program, Server},
+        world,
+    },
     on_both,
 };
 
-/// A program that `scripts/tools` has installed.
+/// Something that `scripts/tools` has installed.
 fn tool(variable: &str) -> PathBuf {
-    std::env::var_os(variable)
+    let path: PathBuf = env::var_os(variable)
         .unwrap_or_else(|| panic!("{variable} is not set: run the tests by scripts/test"))
-        .into()
+        .into();
+    let there = path.exists();
+    assert!(there, "no {}: scripts/test installs it", path.display());
+    path
 }
 
 /// Runs a program to its end without holding up a node in this process.
@@ -128,6 +141,203 @@ fn the_readmes_retry_policy_names_what_there_is() {
             );
         }
     }
+}
+
+#[test]
+fn the_example_clients_retry_by_the_readmes_policy() {
+    let theirs = include_str!("../../examples/clients/service_config.json");
+    let theirs: Value = serde_json::from_str(theirs).unwrap();
+    assert_eq!(theirs, retry_policy());
+}
+
+/// An example client in a checkout that has nothing generated in it.
+struct Example {
+    checkout: TempDir,
+    language: &'static str,
+    /// The `PATH` that its commands are run with.
+    path: OsString,
+}
+
+impl Example {
+    fn new(language: &'static str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let source = root.join("examples/clients");
+        let checkout = tempfile::tempdir().unwrap();
+        symlink(root.join("proto"), checkout.path().join("proto")).unwrap();
+        let clients = checkout.path().join("examples/clients");
+        fs::create_dir_all(clients.join(language)).unwrap();
+        let shared = "service_config.json";
+        fs::copy(source.join(shared), clients.join(shared)).unwrap();
+        for entry in fs::read_dir(source.join(language)).unwrap() {
+            let entry = entry.unwrap();
+            // Its folders are what somebody has generated or installed there.
+            if entry.file_type().unwrap().is_file() {
+                let copy = clients.join(language).join(entry.file_name());
+                fs::copy(entry.path(), copy).unwrap();
+            }
+        }
+        let program = if language == "python" {
+            tool("COUNTERSIGN_TEST_PYTHON")
+        } else {
+            let packages = tool("COUNTERSIGN_TEST_NODE_MODULES");
+            symlink(packages, clients.join(language).join("node_modules")).unwrap();
+            tool("COUNTERSIGN_TEST_NPM")
+        };
+        let mut path = program.parent().unwrap().as_os_str().to_owned();
+        path.push(":");
+        path.push(env::var_os("PATH").unwrap());
+        Self {
+            checkout,
+            language,
+            path,
+        }
+    }
+
+    /// What the examples' README says to do once the packages are installed:
+    /// the last block of the language's section.
+    fn commands(&self) -> Vec<&'static str> {
+        let readme = include_str!("../../examples/clients/README.md");
+        let section = readme
+            .split("\n## ")
+            .find(|section| section.to_lowercase().starts_with(self.language))
+            .expect("a section");
+        let (_, block) = section.rsplit_once("```console\n").expect("a block");
+        let lines = block.lines().take_while(|line| *line != "```");
+        lines
+            .map(|line| line.strip_prefix("$ ").expect("a command"))
+            .collect()
+    }
+
+    /// Runs a command in its folder. A client that hangs is ended.
+    async fn run(&self, command: &str, address: &str) -> Output {
+        let folder = self.checkout.path().join("examples/clients");
+        let mut shell = Command::new("timeout");
+        shell
+            .args(["120", "sh", "-c", command])
+            .current_dir(folder.join(self.language))
+            .env("PATH", &self.path)
+            .env("COUNTERSIGN_ADDRESS", address)
+            // npm keeps its log there, and asks nobody whether it is old.
+            .env("npm_config_cache", self.checkout.path().join("npm"))
+            .env("npm_config_update_notifier", "false");
+        run(shell).await
+    }
+
+    /// Makes the stubs, and returns the command that starts the client.
+    async fn build(&self) -> &'static str {
+        let mut commands = self.commands();
+        let start = commands.pop().expect("a command");
+        for command in commands {
+            let output = self.run(command, "").await;
+            assert!(output.status.success(), "{command}: {output:?}");
+        }
+        start
+    }
+
+    /// What the client says for the reason why it failed.
+    async fn fail(&self, start: &str, address: &str) -> String {
+        let output = self.run(start, address).await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+/// The calls in a server's log, each as RPC, code and correlation id. Not
+/// validations, whose lines are sampled.
+fn calls(server: &Server) -> Vec<[String; 3]> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let lines = server.lines().into_iter();
+    let calls = lines.filter(|line| line["message"] == "call").map(|line| {
+        let id = &line["spans"][0]["correlation_id"];
+        [text(&line["rpc"]), text(&line["code"]), text(id)]
+    });
+    calls
+        .filter(|[rpc, ..]| rpc.starts_with("countersign.v1.AuthService/"))
+        .collect()
+}
+
+async fn an_example_walks(program: &Program, language: &'static str) {
+    let example = Example::new(language);
+    let start = example.build().await;
+    let mut server = program.serve("node").await;
+    let output = example.run(start, &server.address).await;
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    for step in [
+        "registered  ",
+        "logged in   ",
+        "validated   ",
+        "CALLER_KIND_USER until 20",
+        "refreshed   ",
+        "refused     Login: UNAUTHENTICATED LOGIN_FAILED: ",
+        "logged out  ",
+        "refused     Refresh: UNAUTHENTICATED REFRESH_TOKEN_INVALID: ",
+    ] {
+        assert!(said.contains(step), "{step}: {said}");
+    }
+
+    // The server saw each call under a name of the client's. A line may be
+    // written after the answer has left.
+    server
+        .until("all logged", |server| calls(server).len() >= 6)
+        .await;
+    let seen = calls(&server);
+    let outcomes: Vec<_> = seen
+        .iter()
+        .map(|[rpc, code, _]| (rpc.rsplit('/').next().unwrap(), &**code))
+        .collect();
+    assert_eq!(
+        outcomes,
+        [
+            ("Register", "OK"),
+            ("Login", "OK"),
+            ("Refresh", "OK"),
+            ("Login", "UNAUTHENTICATED"),
+            ("Logout", "OK"),
+            ("Refresh", "UNAUTHENTICATED"),
+        ]
+    );
+    let ids: BTreeSet<_> = seen.iter().map(|[.., id]| id).collect();
+    assert_eq!(ids.len(), seen.len());
+    assert!(ids.iter().all(|id| id.starts_with(language)), "{ids:?}");
+    let refused = seen.iter().filter(|[_, code, _]| code != "OK");
+    for [.., id] in refused {
+        assert!(said.contains(id), "{id}: {said}");
+    }
+
+    // A surprise is told with its reason, and ends it.
+    let told = example.fail(start, &server.address).await;
+    server
+        .until("the next logged", |server| calls(server).len() >= 7)
+        .await;
+    let [rpc, code, id] = calls(&server).pop().unwrap();
+    assert_eq!(
+        (&*rpc, &*code),
+        ("countersign.v1.AuthService/Register", "ALREADY_EXISTS")
+    );
+    assert!(
+        told.contains("Register: ALREADY_EXISTS EMAIL_TAKEN: "),
+        "{told}"
+    );
+    assert!(told.contains(&id), "{id}: {told}");
+    let address = server.address.clone();
+    drop(server);
+    let told = example.fail(start, &address).await;
+    assert!(told.contains("Register: UNAVAILABLE "), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_clients_do_not_wait_for_ever() {
+    // Connections are taken by the kernel, and nobody ever reads.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let wait = async |language| {
+        let example = Example::new(language);
+        let start = example.build().await;
+        let told = example.fail(start, &address).await;
+        assert!(told.contains("Register: DEADLINE_EXCEEDED "), "{told}");
+    };
+    tokio::join!(wait("python"), wait("typescript"));
 }
 
 fn services() -> BTreeSet<String> {
@@ -243,5 +453,15 @@ on_both! {
         for service in services() {
             assert!(listed.contains(&service.clone().into()), "{service} is not listed");
         }
+    }
+}
+
+on_both! {
+    async fn the_python_example_does_what_its_readme_says(program: Program) {
+        an_example_walks(&program, "python").await;
+    }
+
+    async fn the_typescript_example_does_what_its_readme_says(program: Program) {
+        an_example_walks(&program, "typescript").await;
     }
 }
