@@ -49,7 +49,7 @@ Examples:
 pub struct Create {
     /// Account that it acts for: e-mail address, username or id
     pub account: Account,
-    /// Name for people; the services that it calls see it as client_id
+    /// Name for people; the services that it calls see it in client_id
     #[arg(long)]
     pub name: ApiKeyName,
     /// Permission that the account holds; may be repeated

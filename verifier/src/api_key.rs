@@ -183,7 +183,8 @@ impl ApiKey {
                 id: self.id,
                 hash: secret.hash,
             },
-            client_id: self.name.clone(),
+            // Its owner chose the name, which must not pass for a workload's.
+            client_id: format!("api_key:{}", self.name),
             roles: Vec::new(),
             scopes: self.scopes.clone(),
             audience: self.audience.clone(),

@@ -15,7 +15,8 @@ pub struct Caller {
     pub subject: Subject,
     /// By what it was proved.
     pub credential: Credential,
-    /// The workload that asked for the token (`client_id`); for an API key, the key's name.
+    /// The workload that asked for the token (`client_id`); for an API key, `api_key:` and
+    /// the name that its owner gave it.
     pub client_id: String,
     /// Names of the roles that the subject held when the token was minted. An API key has none: it
     /// carries scopes only.

@@ -23,7 +23,7 @@ fn a_live_key_gives_its_caller() {
             hash: ApiKeyHash::of(&text).unwrap()
         }
     );
-    assert_eq!(caller.client_id, "importer");
+    assert_eq!(caller.client_id, "api_key:importer");
     assert_eq!((caller.roles.len(), caller.session_id()), (0, None));
     assert_eq!(caller.scopes, ["orders.read"]);
     assert_eq!(caller.issued_at, second(NOW - 60));
