@@ -32,16 +32,15 @@
 //! # }
 //! ```
 
+mod bearer;
+mod jwks;
+
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use std::{fmt, fs};
 
 use aws_lc_rs::rand;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_proto::v1::{
     self, token_service_client::TokenServiceClient, trust_service_client::TrustServiceClient,
     watch_trust_response::Event,
@@ -50,10 +49,12 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Status, Streaming};
 
+pub use self::bearer::Bearer;
+use self::bearer::with_bearer;
 use crate::wire::{self, Assembler, Malformed};
-use crate::{Algorithm, KeySet, KeyState, PublicKey, TrustState, Verifier};
+use crate::{KeySet, TrustState, Verifier};
 
 /// A node answers within this, or another is asked.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -96,18 +97,6 @@ pub struct Config {
     pub instance: String,
     /// The issuer that is expected. Another's state is refused. None takes the first that is heard.
     pub issuer: Option<String>,
-}
-
-/// Where the credential comes from.
-#[derive(Clone, Default)]
-pub enum Bearer {
-    /// None: a client certificate of the endpoint stands for it.
-    #[default]
-    None,
-    /// An API key or an access token.
-    Text(String),
-    /// A file that holds one; read again for each connection, so that it can be rotated.
-    File(PathBuf),
 }
 
 /// Follows the feed. [`run`](Self::run) is its work.
@@ -440,7 +429,7 @@ impl Feed {
         let asking = async {
             let mut client = TokenServiceClient::new(endpoint.connect().await.ok()?);
             let reply = client.get_jwks(v1::GetJwksRequest {}).await.ok()?;
-            read_jwks(&reply.into_inner().keys)
+            jwks::read(&reply.into_inner().keys)
         };
         if let Ok(Some(published)) = timeout(CONNECT, asking).await {
             let mut keys = KeySet::default();
@@ -488,43 +477,6 @@ impl Stream {
     }
 }
 
-impl Bearer {
-    fn read(&self) -> Result<Option<MetadataValue<Ascii>>, Lost> {
-        let text = match self {
-            Self::None => return Ok(None),
-            Self::Text(text) => text.clone(),
-            // Small and local.
-            Self::File(path) => fs::read_to_string(path)
-                .map_err(|error| Lost::Credential(format!("{}: {error}", path.display())))?,
-        };
-        let value = MetadataValue::try_from(format!("Bearer {}", text.trim()));
-        let mut value = value.map_err(|_| Lost::Credential("it is no header value".to_owned()))?;
-        value.set_sensitive(true);
-        Ok(Some(value))
-    }
-}
-
-/// Says where it comes from, never what it is.
-impl fmt::Debug for Bearer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("None"),
-            Self::Text(_) => f.write_str("Text(…)"),
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-        }
-    }
-}
-
-fn with_bearer<M>(message: M, bearer: Option<&MetadataValue<Ascii>>) -> Request<M> {
-    let mut request = Request::new(message);
-    if let Some(bearer) = bearer {
-        request
-            .metadata_mut()
-            .insert("authorization", bearer.clone());
-    }
-    request
-}
-
 fn age(message: &v1::WatchTrustResponse) -> Result<Duration, Malformed> {
     let age = message.age.ok_or(Malformed("age"))?;
     Duration::try_from(age).map_err(|_| Malformed("age"))
@@ -540,20 +492,4 @@ fn wait(failures: u32) -> Duration {
     let _ = rand::fill(&mut random);
     let [random] = random;
     wait / 2 + wait / 2 * u32::from(random) / 255
-}
-
-/// The keys of a JWKS; none if one of them is unreadable.
-fn read_jwks(jwks: &[v1::Jwk]) -> Option<KeySet> {
-    let mut keys = KeySet::default();
-    for jwk in jwks {
-        let algorithm = Algorithm::from_name(&jwk.alg)?;
-        let x = URL_SAFE_NO_PAD.decode(&jwk.x).ok()?;
-        let public = match algorithm {
-            Algorithm::Ed25519 => x,
-            Algorithm::Es256 => [vec![4], x, URL_SAFE_NO_PAD.decode(&jwk.y).ok()?].concat(),
-        };
-        // A JWKS does not say which one signs, and verifying does not ask.
-        keys.insert(PublicKey::new(&jwk.kid, algorithm, KeyState::Active, &public).ok()?);
-    }
-    Some(keys)
 }
