@@ -22,6 +22,10 @@ pub struct Database {
     pub folder: TempDir,
 }
 
+/// What a database held at one time.
+#[derive(Debug)]
+pub struct Backup(String);
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 impl Database {
@@ -40,6 +44,63 @@ impl Database {
         };
         Self { kind, url, folder }
     }
+
+    /// A copy of what it holds; nobody else may be using it.
+    pub async fn backup(&self) -> Backup {
+        match self.kind {
+            Kind::Sqlite => {
+                let copy = self.folder.path().join("backup.db").display().to_string();
+                execute_on(self, &format!("VACUUM INTO '{copy}'")).await;
+                Backup(copy)
+            }
+            Kind::Postgres => {
+                let (name, copy) = (self.name(), format!("{}_backup", self.name()));
+                copy_database(name, &copy).await;
+                Backup(copy)
+            }
+        }
+    }
+
+    /// Holds again what it held then; nobody else may be using it.
+    pub async fn restore(&self, Backup(copy): &Backup) {
+        match self.kind {
+            Kind::Sqlite => {
+                for rest in ["-wal", "-shm"] {
+                    let _ = std::fs::remove_file(format!("{}{rest}", self.name()));
+                }
+                std::fs::copy(copy, self.name()).expect("copies");
+            }
+            Kind::Postgres => {
+                let drop = format!("DROP DATABASE {} WITH (FORCE)", self.name());
+                execute(&cluster_url(), &drop).await;
+                copy_database(copy, self.name()).await;
+            }
+        }
+    }
+
+    /// Of the file, or of the database in its cluster.
+    fn name(&self) -> &str {
+        match self.kind {
+            Kind::Sqlite => self.url.strip_prefix("sqlite://").expect("a SQLite URL"),
+            Kind::Postgres => self.url.rsplit('/').next().expect("a name"),
+        }
+    }
+}
+
+async fn copy_database(from: &str, to: &str) {
+    // A copy is refused while somebody is connected.
+    execute(
+        &cluster_url(),
+        &format!(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{from}'"
+        ),
+    )
+    .await;
+    execute(
+        &cluster_url(),
+        &format!("CREATE DATABASE {to} TEMPLATE {from}"),
+    )
+    .await;
 }
 
 /// The URL of the throwaway cluster.

@@ -14,6 +14,7 @@ pub mod logs;
 pub mod proxy;
 pub mod rpc;
 pub mod sidecar;
+pub mod validator;
 pub mod world;
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! A line to PostgreSQL that counts what passes, and that can be made bad in
+//! A line to a server, mostly PostgreSQL, that counts what passes, and that can be made bad in
 //! ways in which no server can be asked to be.
 
 use std::{
@@ -27,6 +27,8 @@ pub enum Fault {
     Silent,
     /// Answers are late.
     Slow(Duration),
+    /// COMMIT arrives late.
+    HoldsCommit(Duration),
     /// COMMIT does not arrive, and its connection is silent from then on.
     LosesCommit,
     /// COMMIT arrives, and its connection is silent from then on.
@@ -47,6 +49,7 @@ struct Line {
     connections: AtomicU64,
     bytes: AtomicU64,
     lost: AtomicU64,
+    held: AtomicU64,
 }
 
 impl Proxy {
@@ -62,6 +65,7 @@ impl Proxy {
             connections: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            held: AtomicU64::new(0),
         });
         let task = tokio::spawn(accept(listener, server, Arc::clone(&line))).abort_handle();
         Self { port, line, task }
@@ -82,6 +86,11 @@ impl Proxy {
     pub fn traffic(&self) -> (u64, u64) {
         let line = &self.line;
         (line.connections.load(SeqCst), line.bytes.load(SeqCst))
+    }
+
+    /// Transactions whose end was held back so far.
+    pub fn held(&self) -> u64 {
+        self.line.held.load(SeqCst)
     }
 
     /// Transactions whose end was lost so far.
@@ -128,6 +137,10 @@ impl Line {
             let chunk = &buffer[..length];
             let fault = self.fault();
             let ends = chunk.windows(7).any(|window| window == b"COMMIT\0");
+            if ends && let Fault::HoldsCommit(time) = fault {
+                self.held.fetch_add(1, SeqCst);
+                tokio::time::sleep(time).await;
+            }
             if ends && matches!(fault, Fault::LosesCommit | Fault::LosesAnswer) {
                 self.lost.fetch_add(1, SeqCst);
                 *silent.lock().unwrap() = true;

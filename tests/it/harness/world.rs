@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use countersign::{
@@ -16,7 +17,7 @@ use countersign::{
     telemetry::{Format, Telemetry},
 };
 use countersign_proto::v1;
-use tokio::runtime::Handle;
+use tokio::{net::TcpListener, runtime::Handle};
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
@@ -41,6 +42,16 @@ pub struct World {
     pub node: Node,
     /// What nodes are started with.
     pub config: Config,
+    names: AtomicU32,
+    seeds: AtomicU64,
+}
+
+/// A world whose node is stopped.
+#[derive(Debug)]
+pub struct Stopped {
+    pub database: Database,
+    pub clock: Arc<MockClock>,
+    config: Config,
     names: AtomicU32,
     seeds: AtomicU64,
 }
@@ -140,28 +151,29 @@ impl World {
     /// The same database, served anew by a node with other settings. People's
     /// clients are of the old one.
     pub async fn restarted(self, adjust: impl FnOnce(&mut Config)) -> Self {
+        self.stopped().await.started(adjust).await
+    }
+
+    /// Without a node.
+    pub async fn stopped(self) -> Stopped {
         let Self {
             database,
             clock,
             node,
-            mut config,
+            config,
             names,
             seeds,
         } = self;
-        drop(node);
-        adjust(&mut config);
+        node.ended().await;
         if let Some(path) = database.url.strip_prefix("sqlite://") {
             let lock = std::fs::File::open(format!("{path}.lock")).expect("the node's lock");
             while lock.try_lock().is_err() {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            drop(lock);
         }
-        let node = Node::start(&config, &clock, seeds.fetch_add(1, Relaxed)).await;
-        Self {
+        Stopped {
             database,
             clock,
-            node,
             config,
             names,
             seeds,
@@ -249,6 +261,29 @@ impl World {
     }
 }
 
+impl Stopped {
+    /// Starts a node again.
+    pub async fn started(self, adjust: impl FnOnce(&mut Config)) -> World {
+        let Self {
+            database,
+            clock,
+            mut config,
+            names,
+            seeds,
+        } = self;
+        adjust(&mut config);
+        let node = Node::start(&config, &clock, seeds.fetch_add(1, Relaxed)).await;
+        World {
+            database,
+            clock,
+            node,
+            config,
+            names,
+            seeds,
+        }
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         self.running.process().abort();
@@ -286,6 +321,15 @@ impl Node {
         let work = Handle::current();
         let running = app::Node::start(config, &master_key, seams, &telemetry, &work).await;
         running.expect("starts")
+    }
+
+    /// Ends it, as far as that another can have its address.
+    pub async fn ended(self) {
+        let address = self.address;
+        drop(self);
+        while TcpListener::bind(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// A client on the node's shared connection that is nobody.
