@@ -104,7 +104,7 @@ async fn two_hundred_validators_and_three_sidecars_hear_of_every_revocation() {
     );
     assert!(*slowest < SOON, "{slowest:?}");
 
-    // Nobody who is told tells: it is heard by looking, each 250 milliseconds.
+    // Nobody who is told tells: it is heard by looking for it.
     kill_listeners(&world).await;
     let person = world.person().await;
     revoke(&world.node, &person, &validators).await;
