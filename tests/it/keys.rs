@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use countersign::service::janitor::Janitor;
 use countersign_proto::v1::{
     self,
@@ -21,8 +20,10 @@ use crate::{
     harness::{
         Client, Kind, Node, Person, World,
         binary::Program,
-        calls,
-        calls::validates,
+        calls::{
+            self, activate_key as activate_as, header, retire_key as retire, signer,
+            stage_key as stage, validates,
+        },
         eventually, refused,
         world::{self, PASSWORD},
     },
@@ -41,12 +42,6 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 async fn list(client: &Client) -> Vec<v1::SigningKey> {
     let reply = client.keys.clone().list_keys(v1::ListKeysRequest {}).await;
     reply.unwrap().into_inner().keys
-}
-
-async fn stage(client: &Client) -> Result<v1::SigningKey, Status> {
-    let request = v1::StageKeyRequest::default();
-    let reply = client.keys.clone().stage_key(request).await?;
-    Ok(reply.into_inner().key.expect("a key"))
 }
 
 fn activation(kid: &str) -> v1::ActivateKeyRequest {
@@ -79,36 +74,11 @@ async fn force(client: &Client, kid: &str) -> Result<v1::SigningKey, Status> {
     .await
 }
 
-async fn activate_as(
-    client: &Client,
-    request: impl tonic::IntoRequest<v1::ActivateKeyRequest>,
-) -> Result<v1::SigningKey, Status> {
-    let reply = client.keys.clone().activate_key(request).await?;
-    Ok(reply.into_inner().key.expect("a key"))
-}
-
-async fn retire(client: &Client, kid: &str) -> Result<(), Status> {
-    let request = v1::RetireKeyRequest {
-        kid: kid.to_owned(),
-    };
-    client.keys.clone().retire_key(request).await.map(drop)
-}
-
 /// The keys that the node publishes.
 async fn published(client: &Client) -> BTreeSet<String> {
     let reply = client.tokens.clone().get_jwks(v1::GetJwksRequest {}).await;
     let keys = reply.unwrap().into_inner().keys;
     keys.into_iter().map(|key| key.kid).collect()
-}
-
-fn header(token: &str) -> serde_json::Value {
-    let header = token.split('.').next().unwrap();
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap()
-}
-
-/// The key that signed a token.
-fn signer(token: &str) -> String {
-    header(token)["kid"].as_str().unwrap().to_owned()
 }
 
 /// What the refusal says beside its reason.

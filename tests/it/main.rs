@@ -25,6 +25,7 @@ mod cli;
 mod clients;
 mod correlation;
 mod envoy;
+mod fleet;
 mod grpc_web;
 mod harness;
 mod idempotency;

@@ -193,8 +193,12 @@ pub async fn revoke_session(client: &Client, session_id: &str) -> Result<(), Sta
 
 /// What an access token claims, without a look at its signature.
 pub fn claims(token: &str) -> serde_json::Value {
-    let payload = token.split('.').nth(1).expect("a payload");
-    let json = URL_SAFE_NO_PAD.decode(payload).expect("base64url");
+    part(token, 1)
+}
+
+fn part(token: &str, number: usize) -> serde_json::Value {
+    let part = token.split('.').nth(number).expect("three parts");
+    let json = URL_SAFE_NO_PAD.decode(part).expect("base64url");
     serde_json::from_slice(&json).expect("JSON")
 }
 
@@ -259,4 +263,38 @@ pub async fn api_keys(client: &Client, user_id: &str) -> Result<Vec<v1::ApiKey>,
     };
     let reply = client.clone().api_keys.list_api_keys(request).await?;
     Ok(reply.into_inner().api_keys)
+}
+
+/// Stages the next signing key.
+pub async fn stage_key(client: &Client) -> Result<v1::SigningKey, Status> {
+    let request = v1::StageKeyRequest::default();
+    let reply = client.keys.clone().stage_key(request).await?;
+    Ok(reply.into_inner().key.expect("a key"))
+}
+
+/// Has a staged key sign.
+pub async fn activate_key(
+    client: &Client,
+    request: impl tonic::IntoRequest<v1::ActivateKeyRequest>,
+) -> Result<v1::SigningKey, Status> {
+    let reply = client.keys.clone().activate_key(request).await?;
+    Ok(reply.into_inner().key.expect("a key"))
+}
+
+/// Takes a signing key away.
+pub async fn retire_key(client: &Client, kid: &str) -> Result<(), Status> {
+    let request = v1::RetireKeyRequest {
+        kid: kid.to_owned(),
+    };
+    client.keys.clone().retire_key(request).await.map(drop)
+}
+
+/// The header of an access token.
+pub fn header(token: &str) -> serde_json::Value {
+    part(token, 0)
+}
+
+/// The key that signed an access token.
+pub fn signer(token: &str) -> String {
+    header(token)["kid"].as_str().expect("a kid").to_owned()
 }
