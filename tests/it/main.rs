@@ -38,6 +38,7 @@ mod matrix;
 mod metrics;
 mod model;
 mod nodes;
+mod orders;
 mod outage;
 mod process;
 mod races;
