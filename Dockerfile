@@ -12,6 +12,20 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && install -D target/release/countersign /image/usr/local/bin/countersign \
     && install -d -m 0700 /image/data
 
+# The example service: `docker build --target orders`. The server is named, too,
+# so that the example takes the crates that it was built of.
+FROM build AS build-orders
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/build/target \
+    cargo build --release --locked -p countersign -p orders --bin orders \
+    && install -D target/release/orders /image/usr/local/bin/orders
+
+FROM gcr.io/distroless/cc-debian12:nonroot AS orders
+COPY --from=build-orders /image/usr/local/bin/orders /usr/local/bin/orders
+USER 65532:65532
+EXPOSE 9000
+ENTRYPOINT ["/usr/local/bin/orders"]
+
 # libc, libgcc_s and the certificates of the public authorities; no shell.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /image/usr/local/bin/countersign /usr/local/bin/countersign

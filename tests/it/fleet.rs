@@ -1,9 +1,12 @@
-//! What stands around the nodes (a real Envoy, sidecars, validators in process)
-//! while the nodes are gone, and while signing keys change.
+//! What stands around the nodes (a real Envoy, sidecars, validators in process):
+//! together as `scripts/topology` starts them, while the nodes are gone, and while
+//! signing keys change.
 
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
+    path::Path,
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -174,6 +177,35 @@ mod postgres {
         let fresh = async || envoy.get("/admin/", Some(&again)).await.status == 200;
         eventually("the sidecar hears again", fresh).await;
         answers(&envoy, "/", &bad, 401).await;
+    }
+}
+
+mod the_topology_comes_up {
+    use super::*;
+
+    /// PostgreSQL alone: two nodes share a database.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn postgres() {
+        let countersign = Path::new(env!("CARGO_BIN_EXE_countersign"));
+        // Cargo builds it for the example's own test, which has this one's name.
+        let orders = countersign.with_file_name("orders");
+        assert!(
+            orders.exists(),
+            "examples/orders is not built: run the tests by scripts/test, or cargo build -p orders"
+        );
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/topology");
+        let mut command = Command::new(script);
+        command
+            .args(["--fleet", "--check"])
+            .env("COUNTERSIGN_BIN", countersign)
+            .env("ORDERS_BIN", orders);
+        let output = tokio::task::spawn_blocking(move || command.output()).await;
+        let output = output.unwrap().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        for what in ["serve the same keys", "not once it is revoked"] {
+            assert!(said.contains(what), "{said}");
+        }
     }
 }
 

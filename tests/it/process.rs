@@ -510,23 +510,3 @@ on_both! {
         assert!(shows(&server, &second).await);
     }
 }
-
-mod the_topology_comes_up {
-    use super::*;
-
-    /// PostgreSQL alone: two nodes share a database.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn postgres() {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/topology");
-        let mut command = Command::new(script);
-        command
-            .arg("--check")
-            .env("COUNTERSIGN_BIN", env!("CARGO_BIN_EXE_countersign"));
-        let output = tokio::task::spawn_blocking(move || command.output())
-            .await
-            .unwrap()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stdout).contains("serve the same keys"));
-    }
-}
