@@ -54,7 +54,7 @@ struct Known {
 }
 
 impl Node {
-    async fn start(state: TrustState) -> Self {
+    fn start(state: TrustState) -> Self {
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let node = Self {
             address: incoming.local_addr().unwrap(),
@@ -333,7 +333,7 @@ impl std::fmt::Debug for Validator {
 
 #[tokio::test]
 async fn everything_is_heard_at_first_and_then_each_change() {
-    let node = Node::start(trust_state()).await;
+    let node = Node::start(trust_state());
     let validator = Validator::follow(&[&node]);
     validator.at(41).await;
     assert!(!validator.refuses());
@@ -355,7 +355,7 @@ async fn everything_is_heard_at_first_and_then_each_change() {
 
 #[tokio::test]
 async fn a_stream_goes_on_where_the_last_one_ended() {
-    let node = Node::start(trust_state()).await;
+    let node = Node::start(trust_state());
     let validator = Validator::follow(&[&node]);
     validator.at(41).await;
     node.known().is_up = false;
@@ -371,10 +371,7 @@ async fn a_stream_goes_on_where_the_last_one_ended() {
 
 #[tokio::test]
 async fn a_node_that_lags_revives_nothing() {
-    let (fresh, lagging) = (
-        Node::start(trust_state()).await,
-        Node::start(trust_state()).await,
-    );
+    let (fresh, lagging) = (Node::start(trust_state()), Node::start(trust_state()));
     let validator = Validator::follow(&[&fresh, &lagging]);
     validator.at(41).await;
     fresh.revoke_session();
@@ -392,7 +389,7 @@ async fn a_node_that_lags_revives_nothing() {
 
 #[tokio::test]
 async fn a_restored_backup_is_taken_and_revives_nothing() {
-    let node = Node::start(trust_state()).await;
+    let node = Node::start(trust_state());
     let validator = Validator::follow(&[&node]);
     validator.at(41).await;
     node.revoke_session();
@@ -422,7 +419,7 @@ async fn another_issuer_is_never_believed() {
         seq: 100,
         ..trust_state()
     };
-    let (other, good) = (Node::start(other()).await, Node::start(trust_state()).await);
+    let (other, good) = (Node::start(other()), Node::start(trust_state()));
     let validator = Validator::follow(&[&other, &good]);
     validator.at(41).await;
     assert_eq!(validator.counts.snapshots.load(Relaxed), 1);
@@ -442,10 +439,7 @@ async fn another_issuer_is_never_believed() {
 
 #[tokio::test]
 async fn a_node_whose_knowledge_is_old_is_left_for_a_fresher_one() {
-    let (one, two) = (
-        Node::start(trust_state()).await,
-        Node::start(trust_state()).await,
-    );
+    let (one, two) = (Node::start(trust_state()), Node::start(trust_state()));
     let validator = Validator::follow(&[&one, &two]);
     validator.at(41).await;
     let (from, to) = match one.known().streams {
@@ -453,7 +447,7 @@ async fn a_node_whose_knowledge_is_old_is_left_for_a_fresher_one() {
         _ => (&two, &one),
     };
     // Cut off from the database, both of them: there is nobody better.
-    let age = Duration::from_secs(60);
+    let age = Duration::from_mins(1);
     from.known().age = age;
     to.known().age = age;
     // What was said before that has come by then.
@@ -478,7 +472,7 @@ async fn a_node_whose_knowledge_is_old_is_left_for_a_fresher_one() {
 
 #[tokio::test]
 async fn keys_alone_come_from_elsewhere_and_those_taken_away_do_not() {
-    let node = Node::start(trust_state()).await;
+    let node = Node::start(trust_state());
     let validator = Validator::follow(&[&node]);
     validator.at(41).await;
     let mut left = KeySet::default();
@@ -516,7 +510,7 @@ async fn keys_alone_come_from_elsewhere_and_those_taken_away_do_not() {
 
 #[tokio::test]
 async fn what_makes_no_sense_ends_the_stream_and_changes_nothing() {
-    let node = Node::start(trust_state()).await;
+    let node = Node::start(trust_state());
     let validator = Validator::follow(&[&node]);
     validator.at(41).await;
     validator.clock.advance_monotonic(10_000);
@@ -546,7 +540,7 @@ async fn what_makes_no_sense_ends_the_stream_and_changes_nothing() {
 async fn a_credential_in_a_file_is_read_again_for_each_stream() {
     let folder = std::env::temp_dir().join(format!("countersign-feed-{}", std::process::id()));
     std::fs::write(&folder, "first\n").unwrap();
-    let node = Node::start(trust_state()).await;
+    let node = Node::start(trust_state());
     let validator = Validator::with(&[&node], |config| {
         config.bearer = Bearer::File(folder.clone());
     });
