@@ -160,6 +160,22 @@ on_both! {
         assert!(validates(&world.anonymous(), &dan.tokens.access_token).await);
     }
 
+    async fn what_cannot_be_cleared_away_keeps_nothing_else(world: World) {
+        calls::register(&world.anonymous(), registration("ana@example.com", 1)).await.unwrap();
+        let ben = world.person().await;
+        calls::revoke_session(&ben.client, &ben.tokens.session_id).await.unwrap();
+        world.clock.advance(2 * DAY);
+        world.execute("ALTER TABLE sessions RENAME TO hidden").await;
+        let janitor = Janitor::new(Arc::clone(world.node.running.core()), MINUTE);
+        janitor.sweep(&CancellationToken::new()).await.unwrap_err();
+        for table in ["idempotency", "trust_log"] {
+            assert_eq!(count(&world, table).await, 0, "{table}");
+        }
+        world.execute("ALTER TABLE hidden RENAME TO sessions").await;
+        sweep(&world).await;
+        assert_eq!(count(&world, "sessions").await, 0);
+    }
+
     async fn a_revocation_survives_a_restart(world: World) {
         let admin = world.admin().await;
         let (out, disabled, live) = (world.person().await, world.person().await, world.person().await);
