@@ -463,7 +463,7 @@ impl Feed {
 }
 
 impl Stream {
-    /// Best effort: whoever waits for it asks again with the next heartbeat's.
+    /// Best effort: the next one goes out when something has changed.
     async fn acknowledge(&mut self, seq: Option<i64>) {
         let request = v1::AckTrustRequest {
             stream_id: self.id.clone(),
