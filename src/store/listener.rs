@@ -84,19 +84,20 @@ impl Listener {
         }
     }
 
-    /// Asks to be told, and from then on whether the server is still there.
+    /// Asks to be told, again and again: the answer says that the server is still
+    /// there.
     async fn ask(&self, client: &Client, tell: impl Fn(Heard)) -> Error {
-        let mut question = LISTEN;
+        let mut is_first = true;
         loop {
-            match timeout(PATIENCE, client.batch_execute(question)).await {
+            match timeout(PATIENCE, client.batch_execute(LISTEN)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Error::internal(error),
                 Err(late) => return Error::internal(late),
             }
-            if question == LISTEN {
+            if is_first {
                 tell(Heard::Listening);
             }
-            question = "SELECT 1";
+            is_first = false;
             sleep(ASK_EVERY).await;
             // While the database is away it is left alone.
             while self.breaker.is_open() {
