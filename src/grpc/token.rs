@@ -83,6 +83,8 @@ impl TokenService for TokenApi {
         Ok(Response::new(v1::GetJwksResponse {
             keys: keys.collect(),
             max_age: prost_types::Duration::try_from(self.jwks_max_age).ok(),
+            issuer: state.issuer.clone(),
+            seq: state.seq,
         }))
     }
 }

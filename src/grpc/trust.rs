@@ -8,7 +8,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -16,7 +16,11 @@ use countersign_proto::v1::{self, trust_service_server::TrustService, watch_trus
 use countersign_verifier::{Caller, Clock, Rejection, wire};
 use futures_util::{Stream, stream};
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::{
+        Mutex,
+        broadcast::{self, error::RecvError},
+    },
+    task::spawn_blocking,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -50,21 +54,23 @@ struct Parts {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     draining: CancellationToken,
-    /// Made for one reader and good for all who come while the changes since
-    /// are known: a fleet that comes back at once costs one walk and one copy.
-    snapshot: Mutex<Option<Snapshot>>,
+    /// Made for one reader and good for all who come while it is held by one and
+    /// the changes since are known: a fleet that comes back at once costs one
+    /// walk and one copy. Locked while it is made.
+    snapshot: Mutex<Weak<Snapshot>>,
 }
 
 /// A snapshot in the parts that it is sent in.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Snapshot {
     position: Position,
-    parts: Arc<[v1::TrustSnapshot]>,
+    known_as_of: Duration,
+    parts: Vec<v1::TrustSnapshot>,
 }
 
 /// Where a reader begins.
 struct Begin {
-    snapshot: Option<Snapshot>,
+    snapshot: Option<Arc<Snapshot>>,
     changes: Vec<Change>,
     events: broadcast::Receiver<Event>,
 }
@@ -80,13 +86,16 @@ struct Reader {
     queue: VecDeque<Queued>,
     events: broadcast::Receiver<Event>,
     heartbeats: Interval,
+    /// What it began with, kept up to the first heartbeat for those who come now.
+    begun: Option<Arc<Snapshot>>,
 }
 
 /// What is made into messages when it is asked for, and takes little room until
 /// then.
 enum Queued {
-    Message(Message),
-    Part(Arc<[v1::TrustSnapshot]>, usize),
+    /// With the time as of which this is what was known.
+    Message(Message, Duration),
+    Part(Arc<Snapshot>, usize),
     Change(Change),
 }
 
@@ -115,7 +124,9 @@ impl TrustApi {
 
     /// Where a reader begins: after its own position, after a snapshot that is
     /// there, or after a new one.
-    fn begin(&self, at: Option<Position>) -> Result<Begin> {
+    async fn begin(&self, at: Option<Position>) -> Result<Begin> {
+        // First, or what is read then would seem fresher than it is.
+        let known_as_of = self.0.feed.known_as_of();
         let Subscription { start, events } = self.subscribe(at)?;
         let state = match start {
             Start::State(state) => state,
@@ -127,23 +138,28 @@ impl TrustApi {
                 });
             }
         };
-        let kept = self.0.snapshot.lock();
-        let mut kept = kept.unwrap_or_else(PoisonError::into_inner);
-        if let Some(snapshot) = kept.as_ref() {
+        let mut kept = self.0.snapshot.lock().await;
+        // A reader who is as far would refuse it, and come back for the same.
+        let is_ahead = |snapshot: &Arc<Snapshot>| at.is_none_or(|at| at.0 < snapshot.position.0);
+        if let Some(snapshot) = kept.upgrade().filter(is_ahead) {
             let Subscription { start, events } = self.subscribe(Some(snapshot.position))?;
             if let Start::Changes(changes) = start {
                 return Ok(Begin {
-                    snapshot: Some(snapshot.clone()),
+                    snapshot: Some(snapshot),
                     changes,
                     events,
                 });
             }
         }
-        let snapshot = Snapshot {
+        let uptime = self.0.feed.verifier().uptime();
+        // A million of revocations takes a second, which no decision is to wait for.
+        let making = spawn_blocking(move || Snapshot {
             position: (state.seq, state.nonce),
-            parts: wire::snapshot(&state, self.0.feed.verifier().uptime()).into(),
-        };
-        *kept = Some(snapshot.clone());
+            known_as_of,
+            parts: wire::snapshot(&state, uptime),
+        });
+        let snapshot = Arc::new(making.await.map_err(Error::internal)?);
+        *kept = Arc::downgrade(&snapshot);
         Ok(Begin {
             snapshot: Some(snapshot),
             changes: Vec::new(),
@@ -155,8 +171,9 @@ impl TrustApi {
         self.0.feed.subscribe(at).ok_or_else(Error::not_ready)
     }
 
-    fn response(&self, event: Message) -> v1::WatchTrustResponse {
-        let age = self.0.feed.verifier().staleness().unwrap_or(Duration::MAX);
+    fn response(&self, event: Message, known_as_of: Duration) -> v1::WatchTrustResponse {
+        let uptime = self.0.feed.verifier().clock().monotonic();
+        let age = uptime.saturating_sub(known_as_of);
         v1::WatchTrustResponse {
             age: prost_types::Duration::try_from(age).ok(),
             sent_at: Some(convert::timestamp(self.0.clock.now())),
@@ -181,8 +198,8 @@ impl Reader {
     /// The next message; an error ends the stream.
     async fn next(&mut self) -> Result<v1::WatchTrustResponse> {
         loop {
-            if let Some(message) = self.pop() {
-                return Ok(self.api.response(message));
+            if let Some((message, known_as_of)) = self.pop() {
+                return Ok(self.api.response(message, known_as_of));
             }
             let draining = &self.api.0.draining;
             let event = tokio::select! {
@@ -195,10 +212,18 @@ impl Reader {
             // Before anything more is told.
             self.recheck()?;
             match event {
-                None => self.queue.push_back(Queued::Message(self.heartbeat())),
+                None => {
+                    let known_as_of = self.api.0.feed.known_as_of();
+                    // What was known by then is in the ring, and is told first.
+                    if self.events.is_empty() {
+                        let heartbeat = Queued::Message(self.heartbeat(), known_as_of);
+                        self.queue.push_back(heartbeat);
+                    }
+                    self.begun = None;
+                }
                 Some(Ok(Event::Changed(change))) => self.change(change),
                 Some(Ok(Event::Replaced)) => {
-                    let begin = self.api.begin(None)?;
+                    let begin = self.api.begin(None).await?;
                     self.events = begin.events;
                     self.begin(begin.snapshot, begin.changes);
                 }
@@ -208,12 +233,13 @@ impl Reader {
         }
     }
 
-    fn begin(&mut self, snapshot: Option<Snapshot>, changes: Vec<Change>) {
-        if let Some(Snapshot { position, parts }) = snapshot {
-            self.position = position;
-            let parts = (0..parts.len()).map(|i| Queued::Part(Arc::clone(&parts), i));
+    fn begin(&mut self, snapshot: Option<Arc<Snapshot>>, changes: Vec<Change>) {
+        if let Some(snapshot) = &snapshot {
+            self.position = snapshot.position;
+            let parts = (0..snapshot.parts.len()).map(|i| Queued::Part(Arc::clone(snapshot), i));
             self.queue.extend(parts);
         }
+        self.begun = snapshot;
         for change in changes {
             self.change(change);
         }
@@ -224,16 +250,23 @@ impl Reader {
         self.queue.push_back(Queued::Change(change));
     }
 
-    fn pop(&mut self) -> Option<Message> {
+    fn pop(&mut self) -> Option<(Message, Duration)> {
         match self.queue.pop_front()? {
-            Queued::Message(message) => Some(message),
-            Queued::Part(parts, i) => parts.get(i).cloned().map(Message::Snapshot),
-            Queued::Change(Change { from, delta }) => {
+            Queued::Message(message, known_as_of) => Some((message, known_as_of)),
+            Queued::Part(snapshot, i) => {
+                let part = snapshot.parts.get(i).cloned();
+                part.map(|part| (Message::Snapshot(part), snapshot.known_as_of))
+            }
+            Queued::Change(Change {
+                from,
+                delta,
+                known_as_of,
+            }) => {
                 let uptime = self.api.0.feed.verifier().uptime();
                 let deltas = wire::deltas(&delta, from, uptime).into_iter();
                 for delta in deltas.rev() {
                     let message = Message::Delta(delta);
-                    self.queue.push_front(Queued::Message(message));
+                    self.queue.push_front(Queued::Message(message, known_as_of));
                 }
                 self.pop()
             }
@@ -276,7 +309,7 @@ impl TrustService for TrustApi {
             snapshot,
             changes,
             events,
-        } = self.begin(at)?;
+        } = self.begin(at).await?;
         let id = id::uuid_v7(self.0.clock.now(), &*self.0.entropy);
         let resumed = snapshot.is_none();
         tracing::info!(%id, instance, subject = %caller.subject, resumed, "a validator follows");
@@ -291,9 +324,10 @@ impl TrustService for TrustApi {
             caller,
             seat: self.0.feed.seat(id),
             position: at.unwrap_or_default(),
-            queue: VecDeque::from([Queued::Message(welcome)]),
+            queue: VecDeque::from([Queued::Message(welcome, self.0.feed.known_as_of())]),
             events,
             heartbeats,
+            begun: None,
         };
         reader.begin(snapshot, changes);
         let stream = stream::try_unfold(reader, Reader::step);
@@ -335,124 +369,4 @@ fn watch(message: v1::WatchTrustRequest) -> Result<(Option<Position>, String)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use countersign_verifier::{
-        ApiKeys, Credential, Delta, KeySet, Policy, Revocations, Subject, SystemClock, TrustState,
-        Verifier,
-    };
-    use futures_util::StreamExt as _;
-    use jiff::Timestamp;
-    use tonic::Code;
-
-    use super::*;
-    use crate::{crypto::SystemEntropy, domain::Call};
-
-    fn feed() -> Arc<Feed> {
-        let verifier = Verifier::new(Arc::new(SystemClock), Policy::default());
-        let feed = Feed::new(Arc::new(verifier));
-        feed.replace(TrustState {
-            issuer: "https://auth.example.com".to_owned(),
-            audiences: Vec::new(),
-            keys: KeySet::default(),
-            revocations: Revocations::default(),
-            api_keys: ApiKeys::default(),
-            seq: 0,
-            nonce: Uuid::nil(),
-        });
-        Arc::new(feed)
-    }
-
-    fn revoke(feed: &Feed, seq: u32) {
-        let nonce = Uuid::from_u128(seq.into());
-        feed.publish(Delta {
-            seq: seq.into(),
-            nonce,
-            sessions: vec![(nonce, Timestamp::MAX)],
-            ..Delta::default()
-        });
-    }
-
-    async fn watch(
-        feed: &Arc<Feed>,
-        at: Option<Position>,
-    ) -> <TrustApi as TrustService>::WatchTrustStream {
-        let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
-        let api = TrustApi::new(Arc::clone(feed), clock, entropy, CancellationToken::new());
-        let caller = Caller {
-            subject: Subject::Workload("orders".into()),
-            credential: Credential::Certificate,
-            client_id: String::new(),
-            roles: Vec::new(),
-            scopes: Vec::new(),
-            audience: Vec::new(),
-            issued_at: Timestamp::UNIX_EPOCH,
-            expires_at: None,
-        };
-        let mut call = Call::internal("test");
-        call.caller = Some(Arc::new(caller));
-        let mut request = Request::new(v1::WatchTrustRequest {
-            resume_from: at.map(|(seq, nonce)| wire::position(seq, nonce)),
-            instance: String::new(),
-        });
-        request.extensions_mut().insert(call);
-        api.watch_trust(request).await.unwrap().into_inner()
-    }
-
-    /// Sequence numbers of what a stream has ready, up to the first heartbeat.
-    async fn told(stream: &mut <TrustApi as TrustService>::WatchTrustStream) -> Vec<i64> {
-        let mut seqs = Vec::new();
-        loop {
-            let message = stream.next().await.unwrap().unwrap();
-            let position = match message.event.unwrap() {
-                Message::Welcome(_) => continue,
-                Message::Snapshot(part) => part.position,
-                Message::Delta(delta) => delta.position,
-                Message::Heartbeat(_) => return seqs,
-            };
-            seqs.push(position.unwrap().seq);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reader_that_falls_behind_is_detached_and_comes_back() {
-        let feed = feed();
-        let mut slow = watch(&feed, None).await;
-        assert_eq!(told(&mut slow).await, [0]);
-        for seq in 1..=3 {
-            revoke(&feed, seq);
-        }
-        assert_eq!(told(&mut slow).await, [1, 2, 3]);
-        for seq in 4..=2_000 {
-            revoke(&feed, seq);
-        }
-        let ended = slow.next().await.unwrap().unwrap_err();
-        assert_eq!(ended.code(), Code::Aborted);
-        assert!(slow.next().await.is_none());
-        assert_eq!(feed.validators().0, 0, "its seat is free");
-
-        // Far back is read whole, not long ago is not.
-        let mut again = watch(&feed, Some((3, Uuid::from_u128(3)))).await;
-        // In three parts: keys, and a thousand sessions in each of the others.
-        assert_eq!(told(&mut again).await, [2_000, 2_000, 2_000]);
-        let mut again = watch(&feed, Some((1_998, Uuid::from_u128(1_998)))).await;
-        assert_eq!(told(&mut again).await, [1_999, 2_000]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn those_who_come_together_share_one_snapshot() {
-        let feed = feed();
-        let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
-        let api = TrustApi::new(Arc::clone(&feed), clock, entropy, CancellationToken::new());
-        let first = api.begin(None).unwrap().snapshot.unwrap();
-        revoke(&feed, 1);
-        let second = api.begin(None).unwrap();
-        assert!(Arc::ptr_eq(&first.parts, &second.snapshot.unwrap().parts));
-        assert_eq!(second.changes.len(), 1);
-        for seq in 2..=2_000 {
-            revoke(&feed, seq);
-        }
-        let third = api.begin(None).unwrap();
-        assert_eq!(third.snapshot.unwrap().position.0, 2_000);
-        assert!(third.changes.is_empty());
-    }
-}
+mod tests;

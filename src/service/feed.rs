@@ -9,6 +9,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use countersign_verifier::{Delta, TrustState, Verifier};
@@ -44,6 +45,9 @@ pub struct Change {
     pub from: Position,
     /// What changed.
     pub delta: Arc<Delta>,
+    /// Up to when, by the monotonic clock, everything is known to whoever has
+    /// made it.
+    pub known_as_of: Duration,
 }
 
 /// What readers hear.
@@ -102,10 +106,10 @@ impl Feed {
         &self.verifier
     }
 
-    /// Puts a state in place of whatever was there.
-    pub fn replace(&self, state: TrustState) {
+    /// Puts a state in place of whatever was there; it is so old already.
+    pub fn replace(&self, state: TrustState, age: Duration) {
         let mut recent = self.recent();
-        self.verifier.replace(state);
+        self.verifier.replace_aged(state, age);
         recent.changes.clear();
         // An error says that nobody listens.
         let _ = self.events.send(Event::Replaced);
@@ -117,8 +121,10 @@ impl Feed {
         let Some(state) = self.verifier.state() else {
             return;
         };
+        let known_as_of = self.known_as_of();
         self.verifier.update(|state| state.apply(&delta));
         let change = Change {
+            known_as_of,
             from: (state.seq, state.nonce),
             delta: Arc::new(delta),
         };
@@ -127,6 +133,13 @@ impl Feed {
         }
         recent.changes.push_back(change.clone());
         let _ = self.events.send(Event::Changed(change));
+    }
+
+    /// Up to when, by the monotonic clock, everything is known here that was
+    /// committed.
+    pub fn known_as_of(&self) -> Duration {
+        let staleness = self.verifier.staleness().unwrap_or(Duration::MAX);
+        self.verifier.clock().monotonic().saturating_sub(staleness)
     }
 
     /// Subscribes a reader who is at a position: it gets the changes since, or

@@ -227,8 +227,9 @@ impl Follower {
         for key in self.api_keys(&[Which::All]).await?.live {
             state.api_keys.insert(key);
         }
-        self.feed.replace(state);
-        self.feed.verifier().heard_as_of(began);
+        // It is as old as the look at the head, with which this began.
+        let age = self.core.clock.monotonic().saturating_sub(began);
+        self.feed.replace(state, age);
         self.reached(Cursor { seq, nonce });
         Ok(())
     }

@@ -46,7 +46,7 @@ const MOST_BYTES: u64 = 1024 * 1024 * 1024;
 /// The file, and what it is about.
 #[derive(Debug)]
 pub struct Snapshot {
-    file: Option<Sealed>,
+    file: Option<Arc<Sealed>>,
     verifier: Arc<Verifier>,
 }
 
@@ -85,12 +85,12 @@ impl Snapshot {
             data_dir::make_private(directory)?;
         }
         Ok(Self {
-            file: Some(Sealed {
+            file: Some(Arc::new(Sealed {
                 path,
                 sealer: Sealer::new(&key)?,
                 issuer: config.issuer.clone(),
                 entropy,
-            }),
+            })),
             verifier,
         })
     }
@@ -132,9 +132,14 @@ impl Snapshot {
             if seq == written && !stop && Instant::now() < next {
                 continue;
             }
-            if let (Some(state), Some(age)) = (self.verifier.state(), self.verifier.staleness()) {
-                let clock = self.verifier.clock();
-                let outcome = file.write(&state, age, clock.now(), self.verifier.uptime());
+            // The age first: what comes between is not in it.
+            if let (Some(age), Some(state)) = (self.verifier.staleness(), self.verifier.state()) {
+                let (now, uptime) = (self.verifier.clock().now(), self.verifier.uptime());
+                let sealed = Arc::clone(file);
+                // A disk that is slow must keep no decision waiting.
+                let writing =
+                    tokio::task::spawn_blocking(move || sealed.write(&state, age, now, uptime));
+                let outcome = writing.await.map_err(anyhow::Error::from).flatten();
                 match &outcome {
                     Ok(()) => written = seq,
                     Err(error) if !quiet => {

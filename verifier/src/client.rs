@@ -35,7 +35,6 @@
 mod bearer;
 mod jwks;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -108,8 +107,7 @@ pub struct Feed {
     counts: Arc<Counts>,
     /// When we last learned something, by the monotonic clock.
     learned_at: Duration,
-    /// Keys that were taken away. A list of keys from elsewhere does not bring them back.
-    gone: BTreeSet<String>,
+    polled: Option<Polled>,
     poll_keys_at: Instant,
     prune_at: Instant,
 }
@@ -129,6 +127,15 @@ pub struct Counts {
     pub refused: AtomicU64,
     /// Times that the public keys alone were asked for.
     pub keys_polled: AtomicU64,
+}
+
+/// Keys that were asked for alone are in force.
+#[derive(Debug)]
+struct Polled {
+    /// What the feed has said.
+    before: KeySet,
+    /// The trust log entry that they rest on.
+    seq: i64,
 }
 
 /// A node, and when it may be tried again.
@@ -192,7 +199,7 @@ impl Feed {
             config,
             counts: Arc::default(),
             learned_at,
-            gone: BTreeSet::new(),
+            polled: None,
             poll_keys_at: now + KEYS_AFTER,
             prune_at: now,
         }
@@ -281,18 +288,33 @@ impl Feed {
         let mut assembler = Assembler::default();
         let mut acknowledged = None;
         let mut ask_others_at = Instant::now() + ASK_OTHERS;
+        let mut read_at = self.verifier.clock().monotonic();
         tracing::info!(node = self.name(stream.node), "following the trust feed");
         loop {
+            let asked_at = self.verifier.clock().monotonic();
             let message = timeout(QUIET, stream.messages.message()).await;
             let message = message.map_err(|_| Lost::Quiet)??.ok_or(Lost::Quiet)?;
+            let now = self.verifier.clock().monotonic();
+            // The machine has slept, which no timer notices. Who knows since when this message lay there.
+            if now.saturating_sub(asked_at) > QUIET {
+                return Err(Lost::Quiet);
+            }
+            // While we did something else it may have lain there, too.
+            let lain = asked_at.saturating_sub(read_at);
+            read_at = now;
+            let age = age(&message)?.saturating_add(lain);
             let is_heartbeat = matches!(message.event, Some(Event::Heartbeat(_)));
-            let change = self.apply(message, &mut assembler)?;
-            if let Some(node) = self.nodes.get_mut(stream.node) {
+            let change = self.apply(message, age, &mut assembler)?;
+            // Not for parts of a state that may be refused in the end.
+            if (is_heartbeat || change != Change::Nothing)
+                && let Some(node) = self.nodes.get_mut(stream.node)
+            {
                 node.failures = 0;
             }
             let seq = self.verifier.applied_seq();
-            if change == Change::Keys || (is_heartbeat && seq != acknowledged) {
-                stream.acknowledge(seq).await;
+            if (change == Change::Keys || (is_heartbeat && seq != acknowledged))
+                && stream.acknowledge(seq).await
+            {
                 acknowledged = seq;
             }
             self.prune();
@@ -308,9 +330,9 @@ impl Feed {
     fn apply(
         &mut self,
         message: v1::WatchTrustResponse,
+        age: Duration,
         assembler: &mut Assembler,
     ) -> Result<Change, Lost> {
-        let age = age(&message)?;
         let now = self.verifier.uptime();
         match message.event {
             Some(Event::Snapshot(part)) => match assembler.add(part, now)? {
@@ -323,8 +345,8 @@ impl Feed {
             Some(Event::Delta(delta)) => {
                 let delta = wire::read_delta(delta, now)?;
                 let state = self.verifier.state().ok_or(Malformed("delta"))?;
-                if let Some(keys) = &delta.keys {
-                    self.forget(&state.keys, keys);
+                if delta.keys.is_some() {
+                    self.polled = None;
                 }
                 self.verifier.update(|state| state.apply(&delta));
                 self.counts.deltas.fetch_add(1, Relaxed);
@@ -344,6 +366,10 @@ impl Feed {
                 let state = self.verifier.state().ok_or(Malformed("heartbeat"))?;
                 if position != (state.seq, state.nonce) {
                     return Err(Malformed("heartbeat").into());
+                }
+                // All that was missed has been told, and the keys have not changed.
+                if let Some(Polled { before, .. }) = self.polled.take() {
+                    self.verifier.update(|state| state.keys = before);
                 }
                 self.verifier.heard_aged(age);
                 Ok(Change::Nothing)
@@ -372,9 +398,9 @@ impl Feed {
                 self.counts.refused.fetch_add(1, Relaxed);
                 return Err(Lost::Behind);
             }
-            self.forget(&known.keys, &state.keys);
             state.revocations.merge(&known.revocations);
         }
+        self.polled = None;
         self.verifier.replace_aged(state, age);
         self.learned_at = now;
         self.counts.snapshots.fetch_add(1, Relaxed);
@@ -415,7 +441,8 @@ impl Feed {
         }
     }
 
-    /// Asks for the public keys alone. They say nothing about revocations, so the staleness stays.
+    /// Asks for the public keys alone. They say nothing about revocations, so the staleness stays; and
+    /// they are in force only until the feed says something again.
     async fn poll_keys(&mut self, node: usize) {
         let is_old = |age: Duration| age > KEYS_AFTER;
         if Instant::now() < self.poll_keys_at || !self.verifier.staleness().is_some_and(is_old) {
@@ -429,23 +456,27 @@ impl Feed {
         let asking = async {
             let mut client = TokenServiceClient::new(endpoint.connect().await.ok()?);
             let reply = client.get_jwks(v1::GetJwksRequest {}).await.ok()?;
-            jwks::read(&reply.into_inner().keys)
+            Some(reply.into_inner())
         };
-        if let Ok(Some(published)) = timeout(CONNECT, asking).await {
-            let mut keys = KeySet::default();
-            for key in published
-                .iter()
-                .filter(|key| !self.gone.contains(key.kid()))
-            {
-                keys.insert(key.clone());
-            }
+        let Ok(Some(published)) = timeout(CONNECT, asking).await else {
+            return;
+        };
+        let Some(state) = self.verifier.state() else {
+            return;
+        };
+        // An older list may lack the newest key, and may have one that is gone.
+        let known = self.polled.as_ref().map_or(state.seq, |polled| polled.seq);
+        if published.issuer != state.issuer || published.seq < known {
+            return;
+        }
+        if let Some(keys) = jwks::read(&published.keys) {
+            let before = self.polled.take().map(|polled| polled.before);
+            self.polled = Some(Polled {
+                before: before.unwrap_or_else(|| state.keys.clone()),
+                seq: published.seq,
+            });
             self.verifier.update(|state| state.keys = keys);
         }
-    }
-
-    fn forget(&mut self, before: &KeySet, after: &KeySet) {
-        let gone = before.iter().filter(|key| after.get(key.kid()).is_none());
-        self.gone.extend(gone.map(|key| key.kid().to_owned()));
     }
 
     fn prune(&mut self) {
@@ -463,17 +494,18 @@ impl Feed {
 }
 
 impl Stream {
-    /// Best effort: the next one goes out when something has changed.
-    async fn acknowledge(&mut self, seq: Option<i64>) {
+    /// Whether the node has taken it. If not, the next heartbeat makes us try again.
+    async fn acknowledge(&mut self, seq: Option<i64>) -> bool {
         let request = v1::AckTrustRequest {
             stream_id: self.id.clone(),
             seq: seq.unwrap_or_default(),
         };
         let request = with_bearer(request, self.bearer.as_ref());
         let answer = timeout(Duration::from_secs(1), self.client.ack_trust(request)).await;
-        if let Ok(Err(status)) = answer {
+        if let Ok(Err(status)) = &answer {
             tracing::debug!(%status, "an acknowledgement failed");
         }
+        matches!(answer, Ok(Ok(_)))
     }
 }
 

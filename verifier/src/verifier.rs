@@ -84,18 +84,20 @@ impl Verifier {
     /// [`heard`](Self::heard) resets the staleness.
     pub fn replace(&self, state: TrustState) {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.state.load().is_none() {
+        let is_first = self.state.load().is_none();
+        self.state.store(Some(Arc::new(state)));
+        if is_first {
             self.heard();
         }
-        self.state.store(Some(Arc::new(state)));
     }
 
     /// Like [`replace`](Self::replace), for a state whose knowledge is this old already: it comes from
     /// elsewhere, which had it read before, or from a disk.
     pub fn replace_aged(&self, state: TrustState, age: Duration) {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.heard_aged(age);
+        // In this order: what was known before must not seem fresher than it is.
         self.state.store(Some(Arc::new(state)));
+        self.heard_aged(age);
     }
 
     /// Changes a copy of the state and puts it in place. Decisions see the state before or after,

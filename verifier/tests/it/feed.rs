@@ -1,258 +1,19 @@
 //! The client of the feed, beside nodes that say what a test wants them to say.
 
-use std::net::SocketAddr;
-use std::pin::Pin;
+mod node;
+
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use countersign_proto::v1::{
-    self,
-    token_service_server::{TokenService, TokenServiceServer},
-    trust_service_server::{TrustService, TrustServiceServer},
-    watch_trust_response::Event,
-};
 use countersign_verifier::client::{Bearer, Config, Counts, Feed};
-use countersign_verifier::{
-    Algorithm, Delta, KeySet, KeyState, Rejection, TrustState, Verifier, wire,
-};
-use jiff::Timestamp;
-use tokio::sync::mpsc;
+use countersign_verifier::{Delta, KeySet, KeyState, Rejection, TrustState, Verifier};
 use tokio::time::sleep;
-use tonic::codegen::tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Endpoint, Server};
-use tonic::{Request, Response, Status};
+use tonic::transport::Endpoint;
 use uuid::Uuid;
 
-use crate::minting::{
-    ISSUER, MockClock, SESSION, Signer, api_key, encode, good_token, secret, trust_state,
-};
-
-const HOUR: Timestamp = Timestamp::constant(3600, 0);
-
-/// A node of its own history, which can be switched off.
-#[derive(Clone)]
-struct Node {
-    address: SocketAddr,
-    known: Arc<Mutex<Known>>,
-}
-
-struct Known {
-    state: TrustState,
-    /// What brought it there, as far as it remembers.
-    log: Vec<Delta>,
-    age: Duration,
-    /// Whether it has a feed; its keys are told all the same.
-    is_up: bool,
-    /// Says a position in its heartbeats that is not its own.
-    lies: bool,
-    keys: KeySet,
-    streams: usize,
-    acknowledged: i64,
-    bearers: Vec<String>,
-}
-
-impl Node {
-    fn start(state: TrustState) -> Self {
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let node = Self {
-            address: incoming.local_addr().unwrap(),
-            known: Arc::new(Mutex::new(Known {
-                keys: state.keys.clone(),
-                state,
-                log: Vec::new(),
-                age: Duration::ZERO,
-                is_up: true,
-                lies: false,
-                streams: 0,
-                acknowledged: 0,
-                bearers: Vec::new(),
-            })),
-        };
-        let server = Server::builder()
-            .add_service(TrustServiceServer::new(node.clone()))
-            .add_service(TokenServiceServer::new(node.clone()));
-        tokio::spawn(server.serve_with_incoming(incoming));
-        node
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap()
-    }
-
-    /// The next entry of its log.
-    fn append(&self, change: Delta) {
-        let mut known = self.known();
-        let change = Delta {
-            seq: known.state.seq + 1,
-            nonce: Uuid::from_u128(known.state.nonce.as_u128() + 1),
-            ..change
-        };
-        known.state.apply(&change);
-        known.log.push(change);
-    }
-
-    fn revoke_session(&self) {
-        self.append(Delta {
-            sessions: vec![(SESSION, HOUR)],
-            ..Delta::default()
-        });
-    }
-}
-
-impl Known {
-    /// What a validator at this position has not heard; none if it is not on
-    /// this history.
-    fn since(&self, position: (i64, Uuid)) -> Option<Vec<v1::watch_trust_response::Event>> {
-        if position == (self.state.seq, self.state.nonce) {
-            return Some(Vec::new());
-        }
-        let mut from = position;
-        let first = self.log.iter().position(|d| d.seq == position.0 + 1)?;
-        if first > 0 {
-            let before = self.log.get(first - 1)?;
-            (before.nonce == position.1).then_some(())?;
-        }
-        let mut events = Vec::new();
-        for delta in self.log.get(first..)? {
-            let parts = wire::deltas(delta, from, Timestamp::UNIX_EPOCH);
-            events.extend(parts.into_iter().map(Event::Delta));
-            from = (delta.seq, delta.nonce);
-        }
-        Some(events)
-    }
-
-    fn snapshot(&self) -> Vec<Event> {
-        let parts = wire::snapshot(&self.state, Timestamp::UNIX_EPOCH);
-        parts.into_iter().map(Event::Snapshot).collect()
-    }
-
-    fn position(&self) -> (i64, Uuid) {
-        (self.state.seq, self.state.nonce)
-    }
-}
-
-type Messages = Pin<Box<dyn Stream<Item = Result<v1::WatchTrustResponse, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl TrustService for Node {
-    type WatchTrustStream = Messages;
-
-    async fn watch_trust(
-        &self,
-        request: Request<v1::WatchTrustRequest>,
-    ) -> Result<Response<Messages>, Status> {
-        let bearer = request.metadata().get("authorization");
-        let bearer = bearer.map(|it| it.to_str().unwrap().to_owned());
-        let resume_from = request.into_inner().resume_from;
-        let mut known = self.known();
-        known.bearers.extend(bearer);
-        if !known.is_up {
-            return Err(Status::unavailable("down"));
-        }
-        known.streams += 1;
-        let from = resume_from.map(|position| wire::read_position(Some(&position)).unwrap());
-        let missed = from.and_then(|from| known.since(from));
-        let welcome = v1::TrustWelcome {
-            stream_id: known.streams.to_string(),
-            resumed: missed.is_some(),
-        };
-        let mut events = vec![Event::Welcome(welcome)];
-        events.extend(missed.unwrap_or_else(|| known.snapshot()));
-        let at = known.position();
-        drop(known);
-        let (sender, receiver) = mpsc::channel(64);
-        tokio::spawn(self.clone().tell(sender, events, at));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-
-    async fn ack_trust(
-        &self,
-        request: Request<v1::AckTrustRequest>,
-    ) -> Result<Response<v1::AckTrustResponse>, Status> {
-        self.known().acknowledged = request.into_inner().seq;
-        Ok(Response::new(v1::AckTrustResponse {}))
-    }
-}
-
-impl Node {
-    async fn tell(
-        self,
-        to: mpsc::Sender<Result<v1::WatchTrustResponse, Status>>,
-        mut events: Vec<Event>,
-        mut at: (i64, Uuid),
-    ) {
-        loop {
-            let age = self.known().age.try_into().unwrap();
-            for event in events {
-                let message = v1::WatchTrustResponse {
-                    age: Some(age),
-                    sent_at: None,
-                    event: Some(event),
-                };
-                if to.send(Ok(message)).await.is_err() {
-                    return;
-                }
-            }
-            sleep(Duration::from_millis(10)).await;
-            let known = self.known();
-            if !known.is_up {
-                return;
-            }
-            let Some(more) = known.since(at) else { return };
-            events = more;
-            at = known.position();
-            let seq = at.0 + i64::from(known.lies);
-            events.push(Event::Heartbeat(v1::TrustHeartbeat {
-                position: Some(wire::position(seq, at.1)),
-            }));
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl TokenService for Node {
-    async fn get_jwks(
-        &self,
-        _request: Request<v1::GetJwksRequest>,
-    ) -> Result<Response<v1::GetJwksResponse>, Status> {
-        let known = self.known();
-        let jwk = |key: &countersign_verifier::PublicKey| {
-            let bytes = key.public_bytes();
-            let (x, y) = match key.algorithm() {
-                Algorithm::Ed25519 => (bytes, &[][..]),
-                Algorithm::Es256 => (&bytes[1..33], &bytes[33..]),
-            };
-            v1::Jwk {
-                x: encode(x),
-                y: encode(y),
-                kid: key.kid().to_owned(),
-                alg: key.algorithm().name().to_owned(),
-                ..v1::Jwk::default()
-            }
-        };
-        let keys = known.keys.iter().map(jwk).collect();
-        Ok(Response::new(v1::GetJwksResponse {
-            keys,
-            ..v1::GetJwksResponse::default()
-        }))
-    }
-
-    async fn validate_token(
-        &self,
-        _request: Request<v1::ValidateTokenRequest>,
-    ) -> Result<Response<v1::ValidateTokenResponse>, Status> {
-        Err(Status::unimplemented("a validator never asks"))
-    }
-
-    async fn validate_tokens(
-        &self,
-        _request: Request<v1::ValidateTokensRequest>,
-    ) -> Result<Response<v1::ValidateTokensResponse>, Status> {
-        Err(Status::unimplemented("a validator never asks"))
-    }
-}
+use crate::minting::{ISSUER, MockClock, Signer, api_key, good_token, secret, trust_state};
+use node::Node;
 
 /// A verifier that follows nodes.
 struct Validator {
@@ -310,6 +71,27 @@ impl Validator {
             it.verifier.applied_seq() == Some(seq)
         })
         .await;
+    }
+
+    /// Waits until it has asked for the keys so often.
+    async fn polls(&self, times: u64) {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        tokio::time::resume();
+        self.until("it asks for keys", |it| {
+            it.counts.keys_polled.load(Relaxed) >= times
+        })
+        .await;
+        // And has read the answer.
+        sleep(Duration::from_millis(200)).await;
+    }
+
+    /// Time goes by, in which it hears something now and then.
+    async fn pass(&self, seconds: u32) {
+        for _ in 0..seconds {
+            self.clock.advance_monotonic(1_000);
+            sleep(Duration::from_millis(30)).await;
+        }
     }
 
     fn refuses(&self) -> bool {
@@ -452,7 +234,7 @@ async fn a_node_whose_knowledge_is_old_is_left_for_a_fresher_one() {
     to.known().age = age;
     // What was said before that has come by then.
     sleep(Duration::from_millis(200)).await;
-    validator.clock.advance_monotonic(60_000);
+    validator.pass(60).await;
     validator
         .until("it has asked the other", |_| to.known().streams > 0)
         .await;
@@ -471,7 +253,7 @@ async fn a_node_whose_knowledge_is_old_is_left_for_a_fresher_one() {
 }
 
 #[tokio::test]
-async fn keys_alone_come_from_elsewhere_and_those_taken_away_do_not() {
+async fn keys_alone_come_from_elsewhere_until_the_feed_is_back() {
     let node = Node::start(trust_state());
     let validator = Validator::follow(&[&node]);
     validator.at(41).await;
@@ -483,29 +265,64 @@ async fn keys_alone_come_from_elsewhere_and_those_taken_away_do_not() {
     });
     validator.at(42).await;
     assert!(!validator.knows_key("ed"));
+    // The feed is cut. A list that is older, which has the key that is gone; that of another issuer;
+    // and a newer one.
     {
-        // The feed is cut; a cache somewhere still has the key that is gone.
         let mut known = node.known();
         known.is_up = false;
-        known
-            .keys
-            .insert(Signer::foreign().public("new", KeyState::Active));
+        known.publishes_as = (ISSUER.to_owned(), 41);
     }
     validator
         .until("it notices", |it| it.counts.failures.load(Relaxed) > 0)
         .await;
     assert_eq!(validator.counts.keys_polled.load(Relaxed), 0);
     validator.clock.advance_monotonic(31_000);
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(31)).await;
-    tokio::time::resume();
+    validator.polls(1).await;
+    assert!(!validator.knows_key("ed"));
+    {
+        let mut known = node.known();
+        let new = Signer::foreign().public("new", KeyState::Active);
+        known.keys.insert(new);
+        known.publishes_as = ("https://elsewhere.example.com".to_owned(), 43);
+    }
+    validator.polls(2).await;
+    assert!(!validator.knows_key("new"));
+    node.known().publishes_as = (ISSUER.to_owned(), 43);
+    validator.polls(3).await;
     validator
         .until("it has the new key", |it| it.knows_key("new"))
         .await;
-    assert!(validator.knows_key("p256") && !validator.knows_key("ed"));
     // Keys say nothing about revocations.
     assert!(validator.verifier.staleness() >= Some(Duration::from_secs(31)));
-    assert_eq!(validator.counts.keys_polled.load(Relaxed), 1);
+    // What the feed says counts, also if it says that nothing has changed.
+    node.known().is_up = true;
+    validator
+        .until("the feed is back", |it| !it.knows_key("new"))
+        .await;
+    assert!(validator.knows_key("p256") && !validator.knows_key("ed"));
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_fails_is_made_again() {
+    let node = Node::start(trust_state());
+    node.known().refuses_acks = 3;
+    let validator = Validator::follow(&[&node]);
+    validator
+        .until("it has acknowledged", |_| node.known().acknowledged == 41)
+        .await;
+    assert_eq!(node.known().refuses_acks, 0);
+}
+
+#[tokio::test]
+async fn what_lay_there_while_the_machine_slept_is_not_believed_to_be_fresh() {
+    let node = Node::start(trust_state());
+    let validator = Validator::follow(&[&node]);
+    validator.at(41).await;
+    validator.pass(3).await;
+    validator.clock.advance_monotonic(600_000);
+    validator
+        .until("it comes anew", |it| it.counts.streams.load(Relaxed) == 2)
+        .await;
 }
 
 #[tokio::test]
@@ -513,7 +330,7 @@ async fn what_makes_no_sense_ends_the_stream_and_changes_nothing() {
     let node = Node::start(trust_state());
     let validator = Validator::follow(&[&node]);
     validator.at(41).await;
-    validator.clock.advance_monotonic(10_000);
+    validator.pass(10).await;
     validator
         .until("it is up to date", |it| {
             it.verifier.staleness() == Some(Duration::ZERO)
