@@ -2,6 +2,7 @@
 //! or cluster of its own, accounts, sessions, tokens.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -113,16 +114,16 @@ impl Node {
         self.home.join("data/countersign.db")
     }
 
-    /// Calls of one method that have ended with one code.
-    pub fn ended(&self, method: &str, code: &str) -> anyhow::Result<f64> {
+    /// How the calls of one method have ended so far, by code.
+    pub fn codes(&self, method: &str) -> anyhow::Result<BTreeMap<String, f64>> {
         let metrics = self.get("/metrics")?;
-        let counts = metrics.lines().filter(|line| {
-            line.starts_with("countersign_requests_total")
-                && line.contains(method)
-                && line.contains(&format!("code=\"{code}\""))
+        let name = "countersign_requests_total{rpc=\"countersign.v1.";
+        let counts = metrics.lines().filter_map(|line| {
+            let labels = line.strip_prefix(name)?.strip_prefix(method)?;
+            let (code, count) = labels.strip_prefix("\",code=\"")?.split_once("\"} ")?;
+            Some((code.to_owned(), count.parse().ok()?))
         });
-        let values = counts.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        Ok(values.sum())
+        Ok(counts.collect())
     }
 
     fn get(&self, path: &str) -> anyhow::Result<String> {

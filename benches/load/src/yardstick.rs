@@ -74,8 +74,7 @@ pub enum Yardstick {
         /// Sessions to update, each over a connection of its own.
         sessions: Vec<Uuid>,
     },
-    /// Clients that log in without pause. Prints how many logins were answered and
-    /// refused.
+    /// Clients that log in without pause.
     Storm {
         #[arg(long)]
         address: String,
@@ -123,8 +122,7 @@ impl Yardstick {
                     each: 1,
                 };
                 let until = Until::Time(Duration::from_secs_f64(seconds));
-                let counts = closed(&address, &logins(accounts), shape, until)?;
-                println!("{} {}", counts.answered, counts.refused);
+                closed(&address, &logins(accounts), shape, until)?;
                 Ok(())
             }
         }
