@@ -13,6 +13,7 @@ use std::{
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -37,12 +38,14 @@ mod config;
 mod connection;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use admission::{Admission, Admitted};
 use certificate::{Certificate, Files};
 pub use config::Config;
 use config::UNIX;
 use connection::Rules;
+use threads::Threads;
 
 /// How long to wait when the machine has no file descriptor left: connections
 /// must end before another can be accepted.
@@ -78,6 +81,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The system gives no more threads.
+    #[error("cannot start the threads that serve connections")]
+    Threads(#[source] io::Error),
     /// Certificate and key cannot be used.
     #[error("the TLS certificate and key cannot be used")]
     Tls(#[source] rustls::Error),
@@ -93,6 +99,7 @@ pub struct Listener {
     config: Config,
     http1: bool,
     entropy: Arc<dyn Entropy>,
+    threads: Threads,
 }
 
 #[derive(Debug)]
@@ -142,6 +149,7 @@ impl Listener {
             config: config.clone(),
             http1: false,
             entropy,
+            threads: Threads::here(),
         })
     }
 
@@ -152,6 +160,21 @@ impl Listener {
             tls.and_http1();
         }
         self
+    }
+
+    /// Serves connections on threads of their own, as many as configured, and not
+    /// on the runtime that accepts them.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no more threads.
+    pub fn on_threads(mut self) -> Result<Self, Error> {
+        let count = match self.config.threads {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
+        self.threads = Threads::start(count).map_err(Error::Threads)?;
+        Ok(self)
     }
 
     /// The address in the form of the configuration, with the port that was
@@ -196,7 +219,7 @@ impl Listener {
                         let (rules, service) = (rules.clone(), service.clone());
                         let connection =
                             self.converse(stream, connection, admitted, rules, service, shutdown);
-                        connections.spawn(connection);
+                        self.threads.spawn(connection, &connections);
                     }
                     Err(full) => turned_away.note(full.label()),
                 },
@@ -238,6 +261,7 @@ impl Listener {
         let tls = self.tls.as_ref().map(Certificate::acceptor);
         async move {
             let _admitted = admitted;
+            let Ok(stream) = stream.here() else { return };
             match (stream, tls) {
                 (Stream::Tcp(tcp), None) => {
                     rules.serve(tcp, connection, service, times, shutdown).await;
@@ -324,6 +348,17 @@ impl Socket {
                 Ok((Stream::Unix(stream), Connection::default()))
             }
         }
+    }
+}
+
+impl Stream {
+    /// Has the runtime that this is called on wait for it, and no longer the one
+    /// on which it was accepted.
+    fn here(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream.into_std()?)?),
+            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.into_std()?)?),
+        })
     }
 }
 

@@ -1,9 +1,10 @@
 //! The binary: arguments, runtimes, exit code. All else is in the library.
 //!
-//! Two runtimes, so that neither holds up the other: the serving one accepts
-//! connections, validates tokens and runs the layers; the work one runs
-//! everything that touches the database. Password hashing has threads of its
-//! own and is on neither.
+//! Runtimes, so that none holds up another: the one of this thread accepts
+//! connections and has the side port and health; the listener's threads, each
+//! with its own, validate tokens and run the layers; the work one runs everything
+//! that touches the database. Password hashing has threads of its own and is on
+//! none of them.
 
 use std::{panic::PanicHookInfo, process::ExitCode, time::Duration};
 
@@ -30,17 +31,16 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .ok();
-    let serving = runtime("serve")?;
-    let work = runtime("work")?;
+    let serving = runtime(Builder::new_current_thread(), "serve")?;
+    let work = runtime(Builder::new_multi_thread(), "work")?;
     let result = serving.block_on(cli::run(cli, work.handle().clone()));
     work.shutdown_timeout(LEFT_BEHIND);
     serving.shutdown_timeout(LEFT_BEHIND);
     result
 }
 
-fn runtime(name: &str) -> anyhow::Result<Runtime> {
-    Builder::new_multi_thread()
-        .thread_name(name)
+fn runtime(mut kind: Builder, name: &str) -> anyhow::Result<Runtime> {
+    kind.thread_name(name)
         .enable_all()
         .build()
         .with_context(|| format!("the runtime `{name}` cannot be started"))

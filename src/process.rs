@@ -100,8 +100,9 @@ impl Ports {
         let side_port = SidePort::bind(&config.http, readiness.clone(), telemetry.metrics())
             .await
             .with_context(|| format!("cannot listen on {}", config.http.address))?;
+        let listener = Listener::bind(&config.listen, Arc::clone(&seams.entropy)).await?;
         Ok(Self {
-            listener: Listener::bind(&config.listen, Arc::clone(&seams.entropy)).await?,
+            listener: listener.on_threads()?,
             side_port,
             readiness,
         })

@@ -32,6 +32,8 @@ pub struct Config {
     /// Something else encrypts what leaves the machine, so that plaintext on an
     /// address that others can reach is meant.
     pub plaintext_behind_mesh: bool,
+    /// Threads that serve connections; 0 is one for each core.
+    pub threads: usize,
     /// How long TLS and HTTP/2 may take to begin.
     pub handshake_timeout_ms: u64,
     /// A connection without a call for so long is closed.
@@ -64,6 +66,7 @@ impl Default for Config {
             tls_workloads: Vec::new(),
             tls_reload_seconds: 5,
             plaintext_behind_mesh: false,
+            threads: 0,
             handshake_timeout_ms: 5_000,
             idle_seconds: 900,
             max_age_seconds: 3600,
@@ -178,6 +181,9 @@ impl Config {
             if !(1..=31_536_000).contains(&value) {
                 problems.push(format!("listen.{key} is {value}; set it to 1 to 31536000"));
             }
+        }
+        if self.threads > 256 {
+            problems.push("listen.threads must be at most 256; 0 is one for each core".into());
         }
         if problems.is_empty() {
             Ok(())

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The runtime that the service serves on; its yardstick is of the same kind.
-const SERVING: Kind = Kind::MultiThread;
+const SERVING: Kind = Kind::CurrentThread;
 
 /// Enough for the server to have something to do all the time.
 const SHAPE: Shape = Shape {
