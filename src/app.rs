@@ -24,8 +24,8 @@ use crate::{
     middleware::access,
     process::{Ports, Process, StopSignals, WORK_ENDS},
     service::{
-        Core, Feed, Keyring, Policy, Skew, Trust, Work, janitor::Janitor, presence::Presence,
-        rotation::Rotation, trust::Follower, wake::Wake,
+        Core, Feed, Keyring, Policy, Skew, Throttle, Trust, Work, janitor::Janitor,
+        presence::Presence, rotation::Rotation, trust::Follower, wake::Wake,
     },
     store::Store,
     telemetry::{self, Telemetry},
@@ -81,6 +81,7 @@ pub async fn core(
         keyring: Arc::new(Keyring::new(sealer)),
         trust,
         skew: Skew::new(config.tokens.max_clock_skew_seconds),
+        throttle: Throttle::new(config.login_throttle.limits()),
         policy: Policy {
             issuer: config.issuer.clone(),
             audiences: config.audiences.clone(),

@@ -111,6 +111,14 @@ impl Error {
         error
     }
 
+    /// Too many wrong passwords; the next one is looked at after so long. Whole
+    /// seconds: whoever waits for less waits in vain.
+    pub fn login_throttled(wait: Duration) -> Self {
+        let seconds = wait.as_millis().div_ceil(1_000);
+        let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+        Self::new(Reason::LoginThrottled).retry_after(Duration::from_secs(seconds))
+    }
+
     /// A signing key is to be published for so long still, and so many nodes and
     /// validators do not know it.
     pub fn key_not_published(wait: Duration, nodes: usize, validators: u32) -> Self {
@@ -199,9 +207,10 @@ pub fn code(reason: Reason) -> Code {
         | Reason::KeyNotNext
         | Reason::KeyActive
         | Reason::TooManyKeys => Code::FailedPrecondition,
-        Reason::RateLimited | Reason::Overloaded | Reason::RequestTooLarge => {
-            Code::ResourceExhausted
-        }
+        Reason::RateLimited
+        | Reason::Overloaded
+        | Reason::RequestTooLarge
+        | Reason::LoginThrottled => Code::ResourceExhausted,
         Reason::DependencyUnavailable
         | Reason::NotReady
         | Reason::TrustStale
@@ -256,6 +265,7 @@ fn message(reason: Reason) -> &'static str {
         Reason::RateLimited => "too many calls from this peer; try again later",
         Reason::Overloaded => "the node is at its limit for this kind of work; try again later",
         Reason::RequestTooLarge => "the request message is too large",
+        Reason::LoginThrottled => "too many wrong passwords under this name; try again later",
         Reason::DependencyUnavailable => "something that the call needs does not answer",
         Reason::NotReady => "the node is starting or stopping; try another one, or again later",
         Reason::TrustStale => "what this server knows is older than the caller accepts",

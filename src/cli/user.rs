@@ -20,7 +20,7 @@ use crate::{
         User, UserId, UserStatus, Username, user::UserFilter,
     },
     service::{
-        Core,
+        Core, keyring,
         once::{Made, Repeatable},
         password, users,
     },
@@ -167,6 +167,7 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
         Command::SetPassword(SetPassword { account, password }) => {
             let user_id = account.find(core, &call).await?;
             let password = spawn_blocking(move || password.read()).await??;
+            keyring::load(core, &call).await?;
             password::set(core, &call, user_id, &password).await?;
             Ok(format!(
                 "set the password of {user_id}; its sessions are ended\n"

@@ -59,6 +59,8 @@ pub struct Config {
     pub database: store::Config,
     /// Password hashing.
     pub hashing: crypto::lanes::Config,
+    /// Failed logins.
+    pub login_throttle: service::throttle::Config,
     /// Signing keys.
     pub keys: service::keys::Config,
     /// Access tokens.
@@ -195,6 +197,7 @@ impl Default for Config {
             http: http::Config::default(),
             database: store::Config::default(),
             hashing: crypto::lanes::Config::default(),
+            login_throttle: service::throttle::Config::default(),
             keys: service::keys::Config::default(),
             tokens: service::token::Config::default(),
             sessions: service::session::Config::default(),

@@ -171,6 +171,7 @@ fn check_sections(config: &Config, role: Role, problems: &mut Vec<String>) {
         ("http", config.http.validate()),
         ("database", database),
         ("hashing", hashing),
+        ("login_throttle", config.login_throttle.validate()),
         ("keys", config.keys.validate()),
         ("tokens", config.tokens.validate()),
         ("sessions", config.sessions.validate()),

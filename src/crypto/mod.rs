@@ -5,7 +5,7 @@
 //! - [`Sealer`]: the other keys at rest, under the [`MasterKey`].
 //! - [`Signer`]: access tokens.
 //! - [`RefreshKeys`]: refresh tokens.
-//! - [`RequestKeys`]: page tokens and MACs of request bodies.
+//! - [`RequestKeys`]: page tokens, MACs of request bodies and of login names.
 //!
 //! Keys enter and leave as the rows of `domain::signing_key`, sealed; what is
 //! opened stays in here. The primitives are those of aws-lc-rs and argon2.

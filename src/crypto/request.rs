@@ -1,11 +1,11 @@
-//! MACs that make a later request fit an earlier one: page tokens, and the
-//! bodies of requests that carry a `request_id`.
+//! MACs that make a later request fit an earlier one: page tokens, the bodies
+//! of requests that carry a `request_id`, and the names of failed logins.
 //!
 //! A page token is authenticated, not encrypted: it holds what the page before
 //! it showed. It is bound to a scope, the caller and the filter, so that it
 //! continues the list that it came from and no other. The MAC over a body is
 //! keyed because bodies hold passwords, which a plain digest would let a
-//! reader of the database guess at.
+//! reader of the database guess at; so are names.
 
 use aws_lc_rs::{
     digest::{SHA256, digest},
@@ -19,13 +19,18 @@ use super::{
     secret_key::{Ring, equal, mac},
 };
 use crate::{
-    domain::signing_key::{Purpose, SecretKey},
+    domain::{
+        Identifier,
+        signing_key::{Purpose, SecretKey},
+        throttle::ThrottleKey,
+    },
     error::{Error, Reason, Result},
 };
 
 const VERSION: u8 = 1;
 const PAGE: &[u8] = b"countersign page token v1\0";
 const BODY: &[u8] = b"countersign request body v1\0";
+const NAME: &[u8] = b"countersign login name v1\0";
 const PAGE_MAC: usize = 16;
 
 /// A longer text is no page token.
@@ -51,6 +56,12 @@ impl RequestKeys {
         self.0
             .keys()
             .any(|key| equal(&body_mac(key, method, body), mac))
+    }
+
+    /// What failed logins under this name are counted by. Under a new key they
+    /// would be counted anew.
+    pub fn throttle_key(&self, name: &Identifier) -> ThrottleKey {
+        ThrottleKey(mac(self.0.newest().1, &[NAME, name.as_str().as_bytes()]))
     }
 
     /// A token that continues a list after `cursor`. `scope` is all that must

@@ -86,6 +86,8 @@ actions! {
     UserDeleted = "user.deleted",
     /// A session was opened, or a login failed.
     Login = "session.login",
+    /// A password was not looked at, as too many before it were wrong. Once for each wait.
+    LoginThrottled = "session.login_throttled",
     /// A session was ended by its owner.
     Logout = "session.logout",
     /// A session was ended, by its owner or another.

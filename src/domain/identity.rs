@@ -105,6 +105,16 @@ impl FromStr for Username {
     }
 }
 
+impl Identifier {
+    /// The normalised text. None is both an address and a username.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Email(email) => email.as_str(),
+            Self::Username(username) => username.as_str(),
+        }
+    }
+}
+
 impl FromStr for Identifier {
     type Err = Invalid;
 

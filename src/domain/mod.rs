@@ -16,6 +16,7 @@ pub mod role;
 pub mod session;
 pub mod signing_key;
 pub mod text;
+pub mod throttle;
 pub mod trust;
 pub mod user;
 pub mod violation;

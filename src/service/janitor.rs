@@ -11,7 +11,7 @@ use super::{Core, keys, token};
 use crate::{
     domain::{ApiKeyId, Call, trust::TrustChange},
     error::Result,
-    store::{Conn, api_keys, janitor, nodes, trust},
+    store::{Conn, api_keys, janitor, login_throttle, nodes, trust},
 };
 
 /// Rows deleted in one transaction.
@@ -31,17 +31,19 @@ enum Expired {
     ApiKeys,
     ApiKeySecrets,
     Requests,
+    FailedLogins,
     TrustEntries,
     SigningKeys,
     Nodes,
 }
 
 impl Expired {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Sessions,
         Self::ApiKeys,
         Self::ApiKeySecrets,
         Self::Requests,
+        Self::FailedLogins,
         Self::TrustEntries,
         Self::SigningKeys,
         Self::Nodes,
@@ -133,6 +135,7 @@ impl Janitor {
                     Ok(announced(tx, changed))
                 }
                 Expired::Requests => janitor::delete_expired_idempotency(tx, now, BATCH).await,
+                Expired::FailedLogins => login_throttle::delete_expired(tx, now, BATCH).await,
                 // Nodes that start read the log from its beginning: an entry
                 // goes twice as late as it might.
                 Expired::TrustEntries => trust::prune(tx, now - token::RETENTION * 2, BATCH).await,

@@ -125,6 +125,13 @@ impl Keyring {
     }
 }
 
+/// Makes keys where there are none and loads all: for commands, which follow no
+/// trust log that would do it.
+pub async fn load(core: &Core, call: &Call) -> Result<()> {
+    create_missing(core, call).await?;
+    core.keyring.reload(&core.store, call).await.map(drop)
+}
+
 /// Makes what keys there are none of yet.
 pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
     let algorithm = core.policy.tokens.algorithm();

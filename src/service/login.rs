@@ -2,7 +2,8 @@
 //! account.
 
 use super::{
-    Core, record, skew,
+    Core, record, skew, throttle,
+    throttle::Attempt,
     token::{self, Subject, TokenPair},
 };
 use crate::{
@@ -31,9 +32,10 @@ pub struct Login {
 /// Opens a session.
 ///
 /// The order matters. A node without keys says so before it looks at anything;
-/// the lane's ticket comes next, so that a shed call costs no query; then a node
-/// whose clock is wrong says so; the connection is given back before the hash, so that waiting logins hold none;
-/// the session is opened only if nothing has ended the account's sessions since
+/// the lane's ticket comes next, so that a shed call costs no query and is not
+/// counted; then a node whose clock is wrong says so; then the throttle, which may
+/// refuse; the connection is given back before the hash, so that waiting logins hold
+/// none; the session is opened only if nothing has ended the account's sessions since
 /// the password was checked, so that no login with an old password outlives its
 /// change.
 pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
@@ -41,10 +43,14 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
     let keys = core.keyring.keys()?;
     let ticket = core.lanes.ticket(call)?;
     skew::refuse_when_off(core, call).await?;
-    let found = {
+    let key = keys.request.throttle_key(&wish.identifier);
+    let turn = core.throttle.turn(call, key).await?;
+    let (found, failures) = {
         let mut conn = core.store.read(call).await?;
-        users::credentials(&mut conn, &wish.identifier).await?
+        users::for_login(&mut conn, &wish.identifier, &key).await?
     };
+    let user_id = found.as_ref().map(|account| account.user_id);
+    let attempt = throttle::admit(core, call, turn, failures, user_id).await?;
     // An account that may not log in is judged like one that is not there: a
     // match would cost an upgrade, and so tell that the password was right.
     let active = found
@@ -52,9 +58,8 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
         .filter(|account| account.status == UserStatus::Active);
     let stored = active.and_then(|account| account.password.as_ref());
     let verdict = ticket.verify(&wish.password, stored, call).await?;
-    let (account, upgraded) = match (found, verdict) {
-        (Some(account), Verdict::Match { upgraded }) => (account, upgraded),
-        (found, _) => return refuse(core, call, found.map(|account| account.user_id)).await,
+    let (Some(account), Verdict::Match { upgraded }) = (found, verdict) else {
+        return refuse(core, call, &attempt, user_id).await;
     };
 
     let now = core.now();
@@ -80,6 +85,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
             let Some(epoch) = sessions::open(tx, &session).await? else {
                 return Ok(None);
             };
+            attempt.succeeded(tx).await?;
             for session_id in sessions::end_excess(tx, account.user_id, keep, now).await? {
                 tx.announce(TrustChange::SessionRevoked { session_id });
             }
@@ -101,7 +107,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
         .await?;
     core.trust.reach(opened.seq).await?;
     let Some((epoch, roles)) = opened.value else {
-        return refuse(core, call, Some(account.user_id)).await;
+        return refuse(core, call, &attempt, user_id).await;
     };
     let subject = Subject {
         user_id: account.user_id,
@@ -119,12 +125,20 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
     token::pair(core, &keys, &subject, refresh, session.expires_at)
 }
 
-/// Records the failure and gives the one answer.
-async fn refuse(core: &Core, call: &Call, subject: Option<UserId>) -> Result<TokenPair> {
+/// Counts and records the failure, and gives the one answer.
+async fn refuse(
+    core: &Core,
+    call: &Call,
+    attempt: &Attempt<'_>,
+    subject: Option<UserId>,
+) -> Result<TokenPair> {
     let mut event = record::event(core, call, Action::Login).failed();
     event.subject = subject;
     core.store
-        .write(call, async |tx| audit::insert(tx, &event).await)
+        .write(call, async |tx| {
+            attempt.failed(core, tx).await?;
+            audit::insert(tx, &event).await
+        })
         .await?;
     Err(Reason::LoginFailed.into())
 }

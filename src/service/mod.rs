@@ -11,6 +11,7 @@
 //! | `keys`, `rotation` | rotating signing keys, by hand and by schedule |
 //! | `presence` | what a node tells the others about itself |
 //! | `skew` | whether its clock is right |
+//! | `throttle` | slowing down those who guess passwords |
 //! | `trust` | following the trust log |
 //! | `wake` | being told that it has grown |
 //! | `feed` | telling validators what the log says |
@@ -40,6 +41,7 @@ pub mod rotation;
 pub mod session;
 pub mod sessions;
 pub mod skew;
+pub mod throttle;
 pub mod token;
 pub mod trust;
 pub mod users;
@@ -60,6 +62,7 @@ use crate::{
 pub use feed::Feed;
 pub use keyring::Keyring;
 pub use skew::Skew;
+pub use throttle::Throttle;
 pub use trust::Trust;
 pub use work::Work;
 
@@ -82,6 +85,8 @@ pub struct Core {
     pub trust: Trust,
     /// How far the clock is off.
     pub skew: Skew,
+    /// Whose passwords are being checked.
+    pub throttle: Throttle,
     /// The rules' settings.
     pub policy: Policy,
 }

@@ -1,14 +1,14 @@
 //! Passwords: what a new one must be, and replacing one.
 
 use super::{
-    Core, authority, record, skew,
+    Core, authority, record, skew, throttle,
     token::{self, Subject, TokenPair},
 };
 use crate::{
     crypto::Verdict,
     domain::{
-        Call, Email, Password, UserId, UserStatus, Username, Violations, audit::Action, blocklist,
-        trust::TrustChange,
+        Call, Email, Identifier, Password, UserId, UserStatus, Username, Violations, audit::Action,
+        blocklist, trust::TrustChange,
     },
     error::{Error, Reason, Result},
     store::{audit, roles, sessions, users},
@@ -50,23 +50,30 @@ pub async fn change(
     let session_id = call.session_id().ok_or(Reason::CredentialsMissing)?;
     let keys = core.keyring.keys()?;
     skew::refuse_when_off(core, call).await?;
-    let (user, account) = {
+    let user = {
         let mut conn = core.store.read(call).await?;
-        let user = users::get(&mut conn, user_id).await?;
-        (user, users::credentials_by_id(&mut conn, user_id).await?)
+        users::get(&mut conn, user_id).await?
     };
-    let (Some(user), Some(account)) = (user, account) else {
+    // A deleted account has no address.
+    let Some((email, user)) = user.and_then(|user| Some((user.email.clone()?, user))) else {
         return Err(Reason::TokenInvalid.into());
     };
-    judge(
-        new,
-        "new_password",
-        user.email.as_ref(),
-        user.username.as_ref(),
-    )?;
-    let verdict = core
-        .lanes
-        .ticket(call)?
+    judge(new, "new_password", Some(&email), user.username.as_ref())?;
+    // Both at once: a call that is shed is not counted as a guess.
+    let (checking, hashing) = (core.lanes.ticket(call)?, core.lanes.ticket(call)?);
+    // Whoever has stolen a session guesses on the account's own count.
+    let name = Identifier::Email(email);
+    let key = keys.request.throttle_key(&name);
+    let turn = core.throttle.turn(call, key).await?;
+    let (account, failures) = {
+        let mut conn = core.store.read(call).await?;
+        users::for_login(&mut conn, &name, &key).await?
+    };
+    let Some(account) = account.filter(|account| account.user_id == user_id) else {
+        return Err(Reason::TokenInvalid.into());
+    };
+    let attempt = throttle::admit(core, call, turn, failures, Some(user_id)).await?;
+    let verdict = checking
         .verify(current, account.password.as_ref(), call)
         .await?;
     if matches!(verdict, Verdict::Mismatch) {
@@ -74,11 +81,14 @@ pub async fn change(
             .failed()
             .about(user_id);
         core.store
-            .write(call, async |tx| audit::insert(tx, &event).await)
+            .write(call, async |tx| {
+                attempt.failed(core, tx).await?;
+                audit::insert(tx, &event).await
+            })
             .await?;
         return Err(Reason::CurrentPasswordIncorrect.into());
     }
-    let hash = core.lanes.ticket(call)?.hash(new, call).await?;
+    let hash = hashing.hash(new, call).await?;
 
     let now = core.now();
     let key_id = keys.refresh.newest_id();
@@ -98,6 +108,7 @@ pub async fn change(
             }
             let epochs = users::set_password(tx, user_id, &hash, now).await?;
             let epochs = epochs.ok_or(Reason::TokenInvalid)?;
+            attempt.succeeded(tx).await?;
             // A new binding, so that no refresh token of before fits.
             let renewal = sessions::Renewal {
                 epoch: epochs.epoch,
@@ -144,7 +155,8 @@ pub async fn change(
     )
 }
 
-/// Sets another's password and ends all its sessions.
+/// Sets another's password and ends all its sessions. What was guessed at the
+/// one before is forgotten.
 pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> Result<()> {
     let user = {
         let mut conn = core.store.read(call).await?;
@@ -166,6 +178,7 @@ pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> R
             let now = core.now();
             let epochs = users::set_password(tx, user_id, &hash, now).await?;
             let epochs = epochs.ok_or(Error::new(Reason::UserNotFound))?;
+            throttle::forget(core, tx, &user).await?;
             sessions::revoke_all(tx, user_id, None, now).await?;
             let event = record::event(core, call, Action::PasswordSet);
             audit::insert(tx, &event.about(user_id)).await?;

@@ -1,6 +1,6 @@
 //! Clearing away what is dead, in batches small enough to stand in nobody's
-//! way. The trust log has its own [`super::trust::prune`],
-//! and API keys, which validators hear of, theirs in [`super::api_keys`].
+//! way. The trust log has its own [`super::trust::prune`]; API keys, which
+//! validators hear of, and failed logins have theirs in their files.
 
 use diesel::{dsl::min, prelude::*, sql_types::BigInt};
 use diesel_async::RunQueryDsl;
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::{
     conn::{Conn, on},
-    schema::{api_keys, idempotency, sessions},
+    schema::{api_keys, idempotency, login_throttle, sessions},
     types::{At, Id, Instant},
 };
 use crate::error::Result;
@@ -79,9 +79,17 @@ pub async fn oldest_dead(conn: &mut Conn, now: Timestamp) -> Result<Option<Times
         .filter(api_keys::revoked_at.le(At(now)))
         .select(min(api_keys::revoked_at))
         .first(c))?;
-    Ok([expired, revoked, replies, ended_keys, revoked_keys]
-        .into_iter()
-        .flatten()
-        .min()
-        .map(|at| at.0))
+    let counters: Option<At> = on!(conn, |c| login_throttle::table
+        .filter(login_throttle::expires_at.le(At(now)))
+        .select(min(login_throttle::expires_at))
+        .first(c))?;
+    let all = [
+        expired,
+        revoked,
+        replies,
+        ended_keys,
+        revoked_keys,
+        counters,
+    ];
+    Ok(all.into_iter().flatten().min().map(|at| at.0))
 }

@@ -6,8 +6,8 @@
 //! on both databases; `types` and `schema` are the columns and tables;
 //! `migrate` makes them. Then a file for each group of tables: [`users`],
 //! [`roles`], [`sessions`], [`api_keys`], [`keys`], [`nodes`], [`trust`],
-//! [`audit`], [`idempotency`]; and [`janitor`], which clears away. `listener`
-//! hears from PostgreSQL that the trust log has grown.
+//! [`audit`], [`idempotency`], [`login_throttle`]; and [`janitor`], which clears
+//! away. `listener` hears from PostgreSQL that the trust log has grown.
 //!
 //! Functions of those files take a [`Conn`] and times as arguments, and return
 //! domain values; what is not there is `None`. Reading goes through
@@ -27,6 +27,7 @@ pub mod idempotency;
 pub mod janitor;
 pub mod keys;
 mod listener;
+pub mod login_throttle;
 mod migrate;
 pub mod nodes;
 mod pool;

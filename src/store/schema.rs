@@ -158,6 +158,14 @@ tables! {
         user_agent -> Text,
     }
 
+    login_throttle (key) {
+        key -> Binary,
+        failures -> Integer,
+        not_before -> Instant,
+        recorded -> Bool,
+        expires_at -> Instant,
+    }
+
     idempotency (method, caller, request_id) {
         method -> Text,
         caller -> Uuid,
@@ -181,4 +189,6 @@ diesel::allow_tables_to_appear_in_same_query!(
     user_roles,
     sessions,
     api_keys,
+    trust_head,
+    login_throttle,
 );

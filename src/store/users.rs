@@ -12,7 +12,9 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 
-pub use self::credentials::{Credentials, credentials, credentials_by_id, rehash, set_password};
+pub use self::credentials::{
+    Credentials, credentials, credentials_by_id, for_login, rehash, set_password,
+};
 use super::{
     conn::{Conn, Outcome, on},
     schema::{audit_origins, idempotency, roles, sessions, user_roles, users},

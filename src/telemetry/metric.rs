@@ -127,6 +127,12 @@ pub const METRICS: &[Metric] = &[
         "Waiting for a hash lane",
     ),
     metric(
+        "countersign_login_throttled_total",
+        Kind::Counter,
+        &[],
+        "Passwords that were not looked at, as too many before them were wrong",
+    ),
+    metric(
         "countersign_oldest_dead_row_seconds",
         Kind::Gauge,
         &[],

@@ -48,6 +48,7 @@ mod roles;
 mod rooms;
 mod sessions;
 mod sidecar;
+mod throttle;
 mod trust;
 mod users;
 mod wire;

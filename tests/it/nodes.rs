@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use countersign::{
     config::Config,
     domain::{Call, Password, RoleName, UserId},
-    service::{password, users},
+    service::{keyring, password, users},
 };
 use tonic::Code;
 
@@ -47,6 +47,7 @@ on_both! {
         let admin = world.admin().await;
         let cli = world.command_line().await;
         let call = Call::internal("cli");
+        keyring::load(&cli, &call).await.unwrap();
         let [disabled, changed, promoted, deleted] = [
             world.person().await, world.person().await, world.person().await, world.person().await,
         ];

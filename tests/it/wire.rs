@@ -392,6 +392,7 @@ async fn provoke(world: &World) -> Vec<(&'static str, Status)> {
 async fn refusals_of_a_node_in_need_have_their_shape() {
     let statuses = [
         Error::rate_limited("login", Duration::from_millis(1_500)),
+        Error::login_throttled(Duration::from_millis(29_001)),
         Error::overloaded(Duration::from_millis(250)),
         Error::unavailable("database", Duration::from_secs(1)),
         Error::not_ready(),

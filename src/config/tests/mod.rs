@@ -159,6 +159,7 @@ fn every_key_can_be_set_by_the_environment() {
         ("telemetry.level", "debug"),
         ("telemetry.otlp_endpoint", "http://127.0.0.1:4317"),
         ("limits.trusted_proxies", "10.0.0.0/8,::1/128"),
+        ("login_throttle.failures_before_reset", "50"),
         ("issuer", "https://auth.example.com"),
         ("audiences", "a, b"),
         ("own_audience", "b"),

@@ -6,11 +6,15 @@ use jiff::Timestamp;
 
 use super::{Epochs, live};
 use crate::{
-    domain::{Identifier, PasswordHash, UserId, UserStatus},
+    domain::{
+        Identifier, PasswordHash, UserId, UserStatus,
+        throttle::{Counter, ThrottleKey},
+    },
     error::{Error, Result},
     store::{
         conn::{Conn, Outcome, on},
-        schema::users,
+        login_throttle::Row as CounterRow,
+        schema::{login_throttle, trust_head, users},
         types::{At, Id, parse},
     },
 };
@@ -70,7 +74,38 @@ pub async fn credentials(conn: &mut Conn, name: &Identifier) -> Result<Option<Cr
     row.map(Credentials::try_from).transpose()
 }
 
-/// The same by id.
+/// The same, with the failures that are counted by `key`; in one query, since
+/// every login asks.
+pub async fn for_login(
+    conn: &mut Conn,
+    name: &Identifier,
+    key: &ThrottleKey,
+) -> Result<(Option<Credentials>, Option<Counter>)> {
+    // The head of the trust log is a row that is always there: a name that
+    // nobody has is answered too.
+    macro_rules! found {
+        ($named:expr) => {
+            on!(conn, |c| trust_head::table
+                .left_join(users::table.on($named))
+                .left_join(login_throttle::table.on(login_throttle::key.eq(key.0.to_vec())))
+                .select((
+                    Option::<CredentialsRow>::as_select(),
+                    Option::<CounterRow>::as_select(),
+                ))
+                .first(c))
+        };
+    }
+    let (account, counter): (Option<CredentialsRow>, Option<CounterRow>) = match name {
+        Identifier::Email(email) => found!(users::email.eq(email.as_str().to_owned())),
+        Identifier::Username(username) => found!(users::username.eq(username.as_str().to_owned())),
+    }?;
+    Ok((
+        account.map(Credentials::try_from).transpose()?,
+        counter.map(Counter::try_from).transpose()?,
+    ))
+}
+
+/// By id.
 pub async fn credentials_by_id(conn: &mut Conn, id: UserId) -> Result<Option<Credentials>> {
     let row: Option<CredentialsRow> = on!(conn, |c| users::table
         .find(Id::from(id))

@@ -368,7 +368,7 @@ pub async fn login(
 }
 
 /// Settings of a node in a test: no ports of its own, hashing that costs
-/// nothing, no limits per peer.
+/// nothing, no limits per peer, no waits after wrong passwords.
 pub fn settings(database: &Database) -> Config {
     let mut config = Config {
         profile: Profile::Testing,
@@ -387,6 +387,8 @@ pub fn settings(database: &Database) -> Config {
     config.hashing.lanes = 2;
     config.hashing.queue = 256;
     config.limits.rate_limits_enabled = false;
+    config.login_throttle.failures_before_delay = u32::MAX;
+    config.login_throttle.failures_before_reset = u32::MAX;
     // The clock of a test is not the database's.
     config.tokens.max_clock_skew_seconds = u32::MAX;
     // At the clock that stands still no session is older than another.
