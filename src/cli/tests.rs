@@ -31,6 +31,7 @@ fn what_the_manual_says_is_understood() {
         "countersign user create --email ana@example.com --username ana --display-name Ana --password-stdin",
         "countersign user list --format json --status disabled --role admin --email-prefix a",
         "countersign user set-password ana --password-stdin",
+        "countersign user unlock ana@example.com",
         "countersign user grant ana@example.com admin",
         "countersign user grant 01890a5d-ac96-774b-bcce-b302099a8057 admin",
         "countersign key list",

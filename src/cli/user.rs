@@ -40,6 +40,9 @@ Examples:
     List(List),
     /// Set a new password and end all sessions of the account
     SetPassword(SetPassword),
+    /// Forget the failed logins of an account, so that it may log in at once
+    #[command(after_help = "Example:\n  countersign user unlock ana@example.com")]
+    Unlock(Unlock),
     /// Give an account a role
     #[command(after_help = "Example:\n  countersign user grant ana@example.com admin")]
     Grant(Grant),
@@ -90,6 +93,13 @@ pub struct SetPassword {
     /// Where the password comes from.
     #[command(flatten)]
     pub password: PasswordSource,
+}
+
+/// Arguments of `user unlock`.
+#[derive(Debug, Clone, Args)]
+pub struct Unlock {
+    /// E-mail address, username or id
+    pub account: Account,
 }
 
 /// Arguments of `user grant`.
@@ -172,6 +182,12 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
             Ok(format!(
                 "set the password of {user_id}; its sessions are ended\n"
             ))
+        }
+        Command::Unlock(Unlock { account }) => {
+            let user_id = account.find(core, &call).await?;
+            keyring::load(core, &call).await?;
+            users::unlock(core, &call, user_id).await?;
+            Ok(format!("{user_id} may log in again\n"))
         }
         Command::Grant(Grant { account, role }) => {
             let user_id = account.find(core, &call).await?;

@@ -82,6 +82,8 @@ actions! {
     UserDisabled = "user.disabled",
     /// An account was enabled.
     UserEnabled = "user.enabled",
+    /// The failed logins of an account were forgotten.
+    UserUnlocked = "user.unlocked",
     /// An account was deleted.
     UserDeleted = "user.deleted",
     /// A session was opened, or a login failed.

@@ -144,6 +144,19 @@ impl UserService for Api {
         Ok(Response::new(v1::EnableUserResponse { user }))
     }
 
+    async fn unlock_user(
+        &self,
+        request: Request<v1::UnlockUserRequest>,
+    ) -> Result<Response<v1::UnlockUserResponse>, Status> {
+        let user = self.run(
+            request,
+            |m| convert::user_id(&m.user_id),
+            |core, call, id| async move { users::unlock(&core, &call, id).await },
+        );
+        let user = Some(convert::user(user.await?));
+        Ok(Response::new(v1::UnlockUserResponse { user }))
+    }
+
     async fn set_password(
         &self,
         request: Request<v1::SetPasswordRequest>,

@@ -179,6 +179,12 @@ pub static ROWS: &[Row] = &[
     )
     .stored(),
     row(
+        "/countersign.v1.UserService/UnlockUser",
+        Needs(UsersWrite),
+        Write,
+    )
+    .stored(),
+    row(
         "/countersign.v1.UserService/SetPassword",
         Needs(UsersSetPassword),
         Hash,

@@ -6,7 +6,7 @@ use super::{
     Core, authority,
     once::{self, Made, Repeatable},
     page::{Listing, PageRequest, moment},
-    password, record, register, trust,
+    password, record, register, throttle, trust,
 };
 use crate::{
     domain::{
@@ -328,6 +328,24 @@ pub async fn enable(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
         })
         .await?;
     core.trust.reach(written.seq).await?;
+    Ok(written.value)
+}
+
+/// Forgets the failed logins of an account, so that it may log in again at once.
+pub async fn unlock(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
+    let written = core
+        .store
+        .write(call, async |tx| {
+            users::lock(tx, user_id).await?;
+            let user = existing(tx, user_id).await?;
+            authority::outranked(tx, call, user_id).await?;
+            if throttle::forget(core, tx, &user).await? {
+                let event = record::event(core, call, Action::UserUnlocked);
+                audit::insert(tx, &event.about(user_id)).await?;
+            }
+            Ok(user)
+        })
+        .await?;
     Ok(written.value)
 }
 

@@ -111,6 +111,9 @@ on_both! {
         records!(world, admin, users.disable_user(user_id(&ana, |user_id| v1::DisableUserRequest { user_id })) => []);
         records!(world, admin, users.enable_user(user_id(&ana, |user_id| v1::EnableUserRequest { user_id })) => [did("user.enabled")]);
         records!(world, admin, users.enable_user(user_id(&ana, |user_id| v1::EnableUserRequest { user_id })) => []);
+        records!(world, admin, users.unlock_user(user_id(&ana, |user_id| v1::UnlockUserRequest { user_id })) => []);
+        login(&world.anonymous(), "renamed@example.com", PASSWORD).await.unwrap_err();
+        records!(world, admin, users.unlock_user(user_id(&ana, |user_id| v1::UnlockUserRequest { user_id })) => [did("user.unlocked")]);
         let pair = login(&world.anonymous(), "renamed@example.com", NEW).await.unwrap();
         let theirs = event("session.revoked", "success", by, about, &pair.session_id);
         records!(world, admin, sessions.revoke_session(v1::RevokeSessionRequest { session_id: pair.session_id }) => [theirs]);

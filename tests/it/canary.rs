@@ -582,6 +582,13 @@ async fn administration(walk: &mut Walk) {
     good(reply);
     let reply = admin
         .users
+        .unlock_user(v1::UnlockUserRequest {
+            user_id: user_id.clone(),
+        })
+        .await;
+    good(reply);
+    let reply = admin
+        .users
         .delete_user(v1::DeleteUserRequest { user_id })
         .await;
     good(reply);

@@ -163,6 +163,19 @@ on_both! {
         let unknown = program.fail(&["user", "grant", "bob@example.com", "nothing"], "");
         assert!(unknown.contains("there is no such role"), "{unknown}");
 
+        // Wrong passwords, the defaults' five of them, shut the right one out.
+        let login = async || world::login(&server.client(), "bob@example.com", PASSWORD).await;
+        login().await.unwrap();
+        for _ in 0..5 {
+            refused(
+                world::login(&server.client(), "bob@example.com", ANOTHER).await,
+                Code::Unauthenticated, "LOGIN_FAILED",
+            );
+        }
+        refused(login().await, Code::ResourceExhausted, "LOGIN_THROTTLED");
+        program.succeed(&["user", "unlock", "bob@example.com"], "");
+        login().await.unwrap();
+
         // A new password ends the sessions.
         program.succeed(&["user", "set-password", "ana", "--password-stdin"], ANOTHER);
         refused(
@@ -366,6 +379,7 @@ async fn every_command_explains_itself() {
         &["user", "create"],
         &["user", "list"],
         &["user", "set-password"],
+        &["user", "unlock"],
         &["user", "grant"],
         &["key"],
         &["key", "list"],

@@ -96,6 +96,7 @@ const TABLE: &[Row] = &[
     row("UserService/DeleteUser", "countersign.users.delete",             [NONE, BAD_, DENY, DENY, DENY, GOOD, HIGH, GOOD]),
     row("UserService/DisableUser", "countersign.users.write",             [NONE, BAD_, DENY, DENY, DENY, GOOD, HIGH, GOOD]),
     row("UserService/EnableUser", "countersign.users.write",              [NONE, BAD_, DENY, DENY, DENY, GOOD, HIGH, GOOD]),
+    row("UserService/UnlockUser", "countersign.users.write",              [NONE, BAD_, DENY, DENY, DENY, GOOD, HIGH, GOOD]),
     row("UserService/SetPassword", "countersign.users.set_password",      [NONE, BAD_, DENY, DENY, DENY, GOOD, HIGH, GOOD]),
     row("UserService/GrantRole", "countersign.roles.grant",               [NONE, BAD_, DENY, DENY, DENY, GOOD, HIGH, GOOD]),
     row("UserService/RevokeRole", "countersign.roles.grant",              [NONE, BAD_, DENY, DENY, DENY, GOOD, HIGH, GOOD]),

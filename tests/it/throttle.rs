@@ -289,6 +289,47 @@ on_both! {
         world::login(&client, &ana, PASSWORD).await.unwrap();
     }
 
+    async fn after_the_last_failure_somebody_has_to_reset_it(world: World) {
+        let admin = world.admin().await;
+        let (ana, ben) = (world.person().await, world.person().await);
+        let named_ana = v1::UpdateUserRequest {
+            user: Some(v1::User {
+                user_id: ana.user_id.clone(),
+                username: "ana.lima".into(),
+                ..Default::default()
+            }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["username".into()] }),
+        };
+        admin.client.clone().users.update_user(named_ana).await.unwrap();
+        let world = world.restarted(|config| {
+            config.login_throttle = after(2);
+            config.login_throttle.failures_before_reset = 4;
+        }).await;
+        let client = world.anonymous();
+        let lock = async |name: &str| {
+            for wait in [0, 0, 30, 60].map(Duration::from_secs) {
+                world.clock.advance(wait);
+                assert_eq!(guess(&client, name, WRONG).await, failed());
+            }
+            world.clock.advance(Duration::from_secs(10 * 24 * 3600));
+            let (reason, wait) = guess(&client, name, PASSWORD).await;
+            assert_eq!(reason, "LOGIN_THROTTLED");
+            assert!(wait > Some(Duration::from_secs(300 * 24 * 3600)), "{wait:?}");
+        };
+        for name in [&*ana.email, "ana.lima", &*ben.email, "nobody@example.com"] {
+            lock(name).await;
+        }
+        let admin = client_of(&world, &admin.email).await;
+        calls::unlock(&admin, &ana.user_id).await.unwrap();
+        world::login(&client, &ana.email, PASSWORD).await.unwrap();
+        world::login(&client, "ana.lima", PASSWORD).await.unwrap();
+        let new = "another horse entirely, thanks";
+        calls::set_password(&admin, &ben.user_id, new).await.unwrap();
+        world::login(&client, &ben.email, new).await.unwrap();
+        // No more than its own.
+        assert_eq!(guess(&client, "nobody@example.com", WRONG).await.0, "LOGIN_THROTTLED");
+    }
+
     async fn changing_the_password_is_guessing_too(world: World) {
         let ana = world.person().await;
         let world = bearing(world, 3).await;

@@ -109,6 +109,15 @@ pub async fn enable(client: &Client, user_id: &str) -> Result<v1::User, Status> 
     Ok(reply.into_inner().user.expect("a user"))
 }
 
+/// Forgets the failed logins of an account.
+pub async fn unlock(client: &Client, user_id: &str) -> Result<v1::User, Status> {
+    let request = v1::UnlockUserRequest {
+        user_id: user_id.to_owned(),
+    };
+    let reply = client.clone().users.unlock_user(request).await?;
+    Ok(reply.into_inner().user.expect("a user"))
+}
+
 /// Deletes an account.
 pub async fn delete(client: &Client, user_id: &str) -> Result<(), Status> {
     let request = v1::DeleteUserRequest {

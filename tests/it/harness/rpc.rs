@@ -303,6 +303,7 @@ pub fn request(rpc: &str, on: &Objects) -> Vec<u8> {
         "UserService/DeleteUser" => v1::DeleteUserRequest { user_id: user_id() }.encode_to_vec(),
         "UserService/DisableUser" => v1::DisableUserRequest { user_id: user_id() }.encode_to_vec(),
         "UserService/EnableUser" => v1::EnableUserRequest { user_id: user_id() }.encode_to_vec(),
+        "UserService/UnlockUser" => v1::UnlockUserRequest { user_id: user_id() }.encode_to_vec(),
         "UserService/SetPassword" => v1::SetPasswordRequest {
             user_id: user_id(),
             password: "another horse entirely, thanks".to_owned(),
