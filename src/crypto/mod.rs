@@ -5,7 +5,8 @@
 //! - [`Sealer`]: the other keys at rest, under the [`MasterKey`].
 //! - [`Signer`]: access tokens.
 //! - [`RefreshKeys`]: refresh tokens.
-//! - [`RequestKeys`]: page tokens, MACs of request bodies and of login names.
+//! - [`RequestKeys`]: page and device tokens, MACs of request bodies and login
+//!   names.
 //!
 //! Keys enter and leave as the rows of `domain::signing_key`, sealed; what is
 //! opened stays in here. The primitives are those of aws-lc-rs and argon2.
@@ -22,7 +23,7 @@ pub mod signing;
 pub use entropy::SystemEntropy;
 pub use lanes::{Lanes, Ticket, Verdict};
 pub use refresh::{RefreshKeys, RefreshToken};
-pub use request::RequestKeys;
+pub use request::{Device, RequestKeys};
 pub use seal::{MasterKey, Sealer};
 pub use signing::Signer;
 

@@ -1,11 +1,15 @@
-//! MACs that make a later request fit an earlier one: page tokens, the bodies
-//! of requests that carry a `request_id`, and the names of failed logins.
+//! MACs that make a later request fit an earlier one: page tokens, device
+//! tokens, the bodies of requests that carry a `request_id`, and the names of
+//! failed logins.
 //!
 //! A page token is authenticated, not encrypted: it holds what the page before
 //! it showed. It is bound to a scope, the caller and the filter, so that it
 //! continues the list that it came from and no other. The MAC over a body is
 //! keyed because bodies hold passwords, which a plain digest would let a
 //! reader of the database guess at; so are names.
+//!
+//! A device token says that somebody has logged in to an account, and tells that
+//! device from others. It opens nothing.
 
 use aws_lc_rs::{
     digest::{SHA256, digest},
@@ -20,7 +24,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Identifier,
+        Identifier, UserId,
         signing_key::{Purpose, SecretKey},
         throttle::ThrottleKey,
     },
@@ -31,14 +35,28 @@ const VERSION: u8 = 1;
 const PAGE: &[u8] = b"countersign page token v1\0";
 const BODY: &[u8] = b"countersign request body v1\0";
 const NAME: &[u8] = b"countersign login name v1\0";
-const PAGE_MAC: usize = 16;
+const DEVICE: &[u8] = b"countersign device token v1\0";
+const DEVICE_COUNT: &[u8] = b"countersign device count v1\0";
+const TOKEN_MAC: usize = 16;
+
+/// What a device token starts with.
+const DEVICE_PREFIX: &str = "csd_";
 
 /// A longer text is no page token.
 const MOST_CHARACTERS: usize = 1024;
 
-/// The keys of page tokens and request bodies.
+/// The keys of page tokens, device tokens, request bodies and login names.
 #[derive(Debug)]
 pub struct RequestKeys(Ring);
+
+/// A device from which somebody has logged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// To which account.
+    pub user_id: UserId,
+    /// What failed logins from it are counted by.
+    pub key: ThrottleKey,
+}
 
 impl RequestKeys {
     /// Opens the request keys among these; fails if there is none.
@@ -64,32 +82,64 @@ impl RequestKeys {
         ThrottleKey(mac(self.0.newest().1, &[NAME, name.as_str().as_bytes()]))
     }
 
+    /// A token for the device from which somebody has logged in; `id` is random.
+    pub fn device_token(&self, user_id: UserId, id: [u8; 16]) -> String {
+        let body = [user_id.0.into_bytes(), id].concat();
+        let token = self.token(&body, device_mac);
+        format!("{DEVICE_PREFIX}{token}")
+    }
+
+    /// The device that a token was made for; none if it is not one of ours.
+    pub fn device(&self, text: &str) -> Option<Device> {
+        let (key, body) = self.opened(text.strip_prefix(DEVICE_PREFIX)?, device_mac)?;
+        let (user_id, id) = body.split_first_chunk()?;
+        Some(Device {
+            user_id: UserId(Uuid::from_bytes(*user_id)),
+            key: ThrottleKey(mac(key, &[DEVICE_COUNT, id])),
+        })
+    }
+
     /// A token that continues a list after `cursor`. `scope` is all that must
     /// be the same on the next call: caller and filter, or a digest of them.
     pub fn page_token(&self, scope: &[u8], cursor: &[u8]) -> String {
-        let (id, key) = self.0.newest();
-        let mac = page_mac(key, scope, cursor);
-        let token = [&[VERSION], id.to_be_bytes().as_slice(), &mac, cursor].concat();
-        URL_SAFE_NO_PAD.encode(token)
+        self.token(cursor, |key, cursor| page_mac(key, scope, cursor))
     }
 
     /// The cursor in a page token that was made for the same scope; fails with
     /// `PAGE_TOKEN_INVALID`.
     pub fn open_page_token(&self, scope: &[u8], text: &str) -> Result<Vec<u8>> {
-        self.cursor(scope, text)
+        self.opened(text, |key, cursor| page_mac(key, scope, cursor))
+            .map(|(_, cursor)| cursor)
             .ok_or_else(|| Error::new(Reason::PageTokenInvalid))
     }
 
-    fn cursor(&self, scope: &[u8], text: &str) -> Option<Vec<u8>> {
+    fn token(&self, body: &[u8], mac: impl Fn(&hmac::Key, &[u8]) -> [u8; TOKEN_MAC]) -> String {
+        let (id, key) = self.0.newest();
+        let token = [
+            &[VERSION],
+            id.to_be_bytes().as_slice(),
+            &mac(key, body),
+            body,
+        ]
+        .concat();
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// What a token holds, and the key that it was made under.
+    fn opened(
+        &self,
+        text: &str,
+        mac: impl Fn(&hmac::Key, &[u8]) -> [u8; TOKEN_MAC],
+    ) -> Option<(&hmac::Key, Vec<u8>)> {
         if text.len() > MOST_CHARACTERS {
             return None;
         }
         let token = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (&version, rest) = token.split_first()?;
         let (&id, rest) = rest.split_first_chunk()?;
-        let (mac, cursor) = rest.split_first_chunk::<PAGE_MAC>()?;
+        let (found, body) = rest.split_first_chunk::<TOKEN_MAC>()?;
         let key = self.0.get(i32::from_be_bytes(id))?;
-        (version == VERSION && equal(&page_mac(key, scope, cursor), mac)).then(|| cursor.to_vec())
+        (version == VERSION && equal(&mac(key, body), found)).then(|| (key, body.to_vec()))
     }
 }
 
@@ -108,8 +158,12 @@ fn body_mac(key: &hmac::Key, method: &str, body: &[u8]) -> [u8; 32] {
     )
 }
 
-fn page_mac(key: &hmac::Key, scope: &[u8], cursor: &[u8]) -> [u8; PAGE_MAC] {
+fn page_mac(key: &hmac::Key, scope: &[u8], cursor: &[u8]) -> [u8; TOKEN_MAC] {
     mac(key, &[PAGE, &length(scope), scope, cursor])
+}
+
+fn device_mac(key: &hmac::Key, body: &[u8]) -> [u8; TOKEN_MAC] {
+    mac(key, &[DEVICE, body])
 }
 
 /// Written before a part that another one follows.
@@ -182,6 +236,41 @@ mod tests {
             &"A".repeat(5000),
         ] {
             assert!(keys.open_page_token(b"scope", text).is_err());
+        }
+    }
+
+    #[test]
+    fn a_device_token_is_of_its_account_and_counts_apart() {
+        let (old, new) = keys();
+        let (ana, ben) = (UserId(Uuid::from_u128(1)), UserId(Uuid::from_u128(2)));
+        let token = old.device_token(ana, [7; 16]);
+        let device = old.device(&token).unwrap();
+        assert_eq!(device.user_id, ana);
+        assert_eq!(new.device(&token), Some(device), "under its own key");
+        // One count for each device, and none for a name.
+        assert_eq!(
+            old.device(&old.device_token(ben, [7; 16])).unwrap().key,
+            device.key
+        );
+        assert_ne!(
+            old.device(&old.device_token(ana, [8; 16])).unwrap().key,
+            device.key
+        );
+        assert!(old.device(&new.device_token(ana, [7; 16])).is_none());
+
+        let text = token.strip_prefix(DEVICE_PREFIX).unwrap();
+        let bytes = URL_SAFE_NO_PAD.decode(text).unwrap();
+        for bit in 0..bytes.len() * 8 {
+            let mut altered = bytes.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            let text = format!("{DEVICE_PREFIX}{}", URL_SAFE_NO_PAD.encode(altered));
+            assert!(old.device(&text).is_none(), "bit {bit}");
+        }
+        // Neither stands for the other.
+        assert!(old.open_page_token(b"", text).is_err());
+        let page = old.page_token(b"", &bytes[21..]);
+        for text in ["", "csd_", text, &token[..70], &format!("csd_{page}")] {
+            assert!(old.device(text).is_none(), "{text}");
         }
     }
 

@@ -49,12 +49,18 @@ impl AuthService for Api {
         &self,
         request: Request<v1::LoginRequest>,
     ) -> Result<Response<v1::LoginResponse>, Status> {
-        let pair = self.run(request, convert::login, |core, call, wish| async move {
+        let done = self.run(request, convert::login, |core, call, wish| async move {
             login::login(&core, &call, wish).await
         });
-        let tokens = convert::pair(&pair.await?);
-        let result = Some(v1::login_response::Result::Tokens(tokens));
-        Ok(Response::new(v1::LoginResponse { result }))
+        let login::LoggedIn {
+            tokens,
+            device_token,
+        } = done.await?;
+        let tokens = convert::pair(&tokens);
+        Ok(Response::new(v1::LoginResponse {
+            result: Some(v1::login_response::Result::Tokens(tokens)),
+            device_token,
+        }))
     }
 
     async fn refresh(

@@ -88,12 +88,14 @@ pub(super) fn login(m: v1::LoginRequest) -> Result<Login> {
     let password = v.check("password", Password::parse(&m.password));
     v.check("device_name", text::check(&m.device_name, 128));
     check_audiences(&mut v, &m.audiences);
+    check_token(&mut v, "device_token", &m.device_token);
     v.finish()?;
     Ok(Login {
         identifier: complete(identifier)?,
         password: complete(password)?,
         device_name: m.device_name,
         audiences: m.audiences,
+        device_token: m.device_token,
     })
 }
 

@@ -27,6 +27,17 @@ pub struct Login {
     pub device_name: String,
     /// What the tokens are to be meant for; empty means all.
     pub audiences: Vec<String>,
+    /// What the device was given at an earlier login; empty if nothing.
+    pub device_token: String,
+}
+
+/// What a login leads to.
+#[derive(Debug)]
+pub struct LoggedIn {
+    /// What the session holds.
+    pub tokens: TokenPair,
+    /// For the device's next login: what it had, if that was good.
+    pub device_token: String,
 }
 
 /// Opens a session.
@@ -38,19 +49,16 @@ pub struct Login {
 /// none; the session is opened only if nothing has ended the account's sessions since
 /// the password was checked, so that no login with an old password outlives its
 /// change.
-pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
+pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     let audiences = token::audiences(core, wish.audiences)?;
     let keys = core.keyring.keys()?;
     let ticket = core.lanes.ticket(call)?;
     skew::refuse_when_off(core, call).await?;
-    let key = keys.request.throttle_key(&wish.identifier);
-    let turn = core.throttle.turn(call, key).await?;
-    let (found, failures) = {
-        let mut conn = core.store.read(call).await?;
-        users::for_login(&mut conn, &wish.identifier, &key).await?
-    };
+    let device = keys.request.device(&wish.device_token);
+    let look = throttle::look(core, call, &wish.identifier, device).await?;
+    let known_device = look.by_device;
+    let (found, attempt) = throttle::admit(core, call, look).await?;
     let user_id = found.as_ref().map(|account| account.user_id);
-    let attempt = throttle::admit(core, call, turn, failures, user_id).await?;
     // An account that may not log in is judged like one that is not there: a
     // match would cost an upgrade, and so tell that the password was right.
     let active = found
@@ -122,7 +130,16 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<TokenPair> {
         .refresh
         .mint(session.key_id, session.id, 0, &session.binding);
     let refresh = refresh.ok_or_else(token::refused)?;
-    token::pair(core, &keys, &subject, refresh, session.expires_at)
+    let device_token = if known_device {
+        wish.device_token
+    } else {
+        let id = core.entropy.array();
+        keys.request.device_token(account.user_id, id)
+    };
+    Ok(LoggedIn {
+        tokens: token::pair(core, &keys, &subject, refresh, session.expires_at)?,
+        device_token,
+    })
 }
 
 /// Counts and records the failure, and gives the one answer.
@@ -131,7 +148,7 @@ async fn refuse(
     call: &Call,
     attempt: &Attempt<'_>,
     subject: Option<UserId>,
-) -> Result<TokenPair> {
+) -> Result<LoggedIn> {
     let mut event = record::event(core, call, Action::Login).failed();
     event.subject = subject;
     core.store

@@ -63,16 +63,11 @@ pub async fn change(
     let (checking, hashing) = (core.lanes.ticket(call)?, core.lanes.ticket(call)?);
     // Whoever has stolen a session guesses on the account's own count.
     let name = Identifier::Email(email);
-    let key = keys.request.throttle_key(&name);
-    let turn = core.throttle.turn(call, key).await?;
-    let (account, failures) = {
-        let mut conn = core.store.read(call).await?;
-        users::for_login(&mut conn, &name, &key).await?
-    };
+    let look = throttle::look(core, call, &name, None).await?;
+    let (account, attempt) = throttle::admit(core, call, look).await?;
     let Some(account) = account.filter(|account| account.user_id == user_id) else {
         return Err(Reason::TokenInvalid.into());
     };
-    let attempt = throttle::admit(core, call, turn, failures, Some(user_id)).await?;
     let verdict = checking
         .verify(current, account.password.as_ref(), call)
         .await?;

@@ -16,6 +16,9 @@
 //! its answer. So all nodes together look at as many passwords as the limit
 //! says, and at most one more for each node but one.
 //!
+//! A device from which somebody has logged in before has a count of its own: what
+//! strangers try under a name does not shut its owner out.
+//!
 //! The turn comes after the ticket of the hash lanes: a call that is shed is
 //! not counted, and no more calls wait in line than there are tickets.
 
@@ -30,13 +33,17 @@ use tokio::{sync::OwnedMutexGuard, time::timeout};
 
 use super::{Core, record};
 use crate::{
+    crypto::Device,
     domain::{
         Call, Identifier, User, UserId,
         audit::Action,
         throttle::{Counter, Limits, ThrottleKey},
     },
     error::{Error, Reason, Result},
-    store::{Conn, audit, login_throttle},
+    store::{
+        Conn, audit, login_throttle,
+        users::{self, Credentials},
+    },
 };
 
 /// Settings of the throttle.
@@ -139,6 +146,17 @@ pub(super) struct Turn<'a> {
     held: Option<OwnedMutexGuard<()>>,
 }
 
+/// What a password is to be checked against, and what was counted before.
+#[derive(Debug)]
+pub(super) struct Look<'a> {
+    turn: Turn<'a>,
+    /// The account that has the name.
+    pub account: Option<Credentials>,
+    /// Whether the count is that of the device.
+    pub by_device: bool,
+    failures: Option<Counter>,
+}
+
 /// A password that may be checked. Keep it until what came of the check is
 /// committed.
 #[derive(Debug)]
@@ -205,15 +223,56 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Lets a password be checked, or refuses with `LOGIN_THROTTLED`. `seen` is the
-/// counter as it was read in this turn; `subject` the account, if there is one.
+/// Looks up what is needed to check a password under this name, once it is its
+/// turn. The count is that of the device if its token is of the account.
+pub(super) async fn look<'a>(
+    core: &'a Core,
+    call: &Call,
+    name: &Identifier,
+    device: Option<Device>,
+) -> Result<Look<'a>> {
+    if let Some(device) = device {
+        let look = look_by(core, call, name, device.key, true).await?;
+        let account = look.account.as_ref();
+        if account.is_some_and(|account| account.user_id == device.user_id) {
+            return Ok(look);
+        }
+    }
+    let key = core.keyring.keys()?.request.throttle_key(name);
+    look_by(core, call, name, key, false).await
+}
+
+async fn look_by<'a>(
+    core: &'a Core,
+    call: &Call,
+    name: &Identifier,
+    key: ThrottleKey,
+    by_device: bool,
+) -> Result<Look<'a>> {
+    let turn = core.throttle.turn(call, key).await?;
+    let mut conn = core.store.read(call).await?;
+    let (account, failures) = users::for_login(&mut conn, name, &key).await?;
+    Ok(Look {
+        turn,
+        account,
+        by_device,
+        failures,
+    })
+}
+
+/// Lets a password be checked, or refuses with `LOGIN_THROTTLED`.
 pub(super) async fn admit<'a>(
     core: &Core,
     call: &Call,
-    turn: Turn<'a>,
-    mut seen: Option<Counter>,
-    subject: Option<UserId>,
-) -> Result<Attempt<'a>> {
+    look: Look<'a>,
+) -> Result<(Option<Credentials>, Attempt<'a>)> {
+    let Look {
+        turn,
+        account,
+        failures: mut seen,
+        ..
+    } = look;
+    let subject = account.as_ref().map(|account| account.user_id);
     let limits = &core.throttle.limits;
     // Another node that is faster has failed once more, or succeeded.
     while let Some(counter) = seen {
@@ -235,18 +294,14 @@ pub(super) async fn admit<'a>(
             })
             .await?;
         if counted.value {
-            return Ok(Attempt {
-                turn,
-                counted: true,
-            });
+            let counted = true;
+            return Ok((account, Attempt { turn, counted }));
         }
         let mut conn = core.store.read(call).await?;
         seen = login_throttle::find(&mut conn, &turn.key).await?;
     }
-    Ok(Attempt {
-        turn,
-        counted: false,
-    })
+    let counted = false;
+    Ok((account, Attempt { turn, counted }))
 }
 
 /// Records that somebody was refused.

@@ -130,6 +130,7 @@ struct Walk {
     nobody: Client,
     said: Vec<u8>,
     secrets: Secrets,
+    device_token: String,
 }
 
 impl Walk {
@@ -157,10 +158,13 @@ impl Walk {
             identifier: identifier.into(),
             password: password.into(),
             device_name: DEVICE_NAME.into(),
-            audiences: vec![],
+            device_token: self.device_token.clone(),
+            ..Default::default()
         };
-        let reply = self.nobody.auth.login(request).await;
-        let Some(v1::login_response::Result::Tokens(pair)) = good(reply).result else {
+        let reply = good(self.nobody.auth.login(request).await);
+        self.secrets.add(reply.device_token.as_bytes());
+        self.device_token = reply.device_token;
+        let Some(v1::login_response::Result::Tokens(pair)) = reply.result else {
             panic!("no tokens")
         };
         (self.holding(&pair), pair)
@@ -206,7 +210,7 @@ on_both! {
             .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
             .collect();
         secrets.add(&raw_key);
-        let mut walk = Walk { nobody: server.client(), said: Vec::new(), secrets };
+        let mut walk = Walk { nobody: server.client(), said: Vec::new(), secrets, device_token: String::new() };
 
         people(&mut walk).await;
         administration(&mut walk).await;

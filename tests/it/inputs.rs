@@ -166,6 +166,8 @@ impl Field {
             ("TokenService/ValidateTokens", "items.token") => (usize::MAX, Code::Ok, ""),
             ("TokenService/ValidateTokens", "items.audience") => (256, Code::Ok, ""),
             (_, "refresh_token") => (1024, UNAUTHENTICATED, "REFRESH_TOKEN_INVALID"),
+            // A bad one is passed over.
+            (_, "device_token") => (1024, Code::Ok, ""),
             (_, "page_token") => (1024, Code::InvalidArgument, "PAGE_TOKEN_INVALID"),
             _ => return None,
         })

@@ -94,6 +94,7 @@ async fn guess_beside(core: &Core, identifier: &str) -> String {
         password: Password::parse(WRONG).unwrap(),
         device_name: String::new(),
         audiences: Vec::new(),
+        device_token: String::new(),
     };
     let refused = login::login(core, &Call::internal("guess"), wish).await;
     told(&Status::from(refused.unwrap_err())).0
@@ -348,6 +349,52 @@ on_both! {
         change(PASSWORD).await.unwrap();
         assert_eq!(counters(&world).await, 0);
         world::login(&world.anonymous(), &ana.email, new).await.unwrap();
+    }
+
+    async fn strangers_do_not_shut_out_a_known_device(world: World) {
+        let (ana, ben) = (world.person().await.email, world.person().await.email);
+        let world = bearing(world, 3).await;
+        let login = async |world: &World, name: &str, password: &str, device_token: &str| {
+            let request = v1::LoginRequest {
+                identifier: name.into(),
+                password: password.into(),
+                device_token: device_token.into(),
+                ..Default::default()
+            };
+            let reply = world.anonymous().auth.login(request).await;
+            reply.map(|reply| reply.into_inner().device_token).map_err(|status| told(&status))
+        };
+        let anas = login(&world, &ana, PASSWORD, "").await.unwrap();
+        let bens = login(&world, &ben, PASSWORD, "").await.unwrap();
+        let another = login(&world, &ana, PASSWORD, &bens).await.unwrap();
+        assert!(anas.starts_with("csd_") && anas.len() == bens.len() && anas != another);
+        for _ in 0..3 {
+            assert_eq!(login(&world, &ana, WRONG, "").await, Err(failed()));
+        }
+        assert_eq!(login(&world, &ana, PASSWORD, "").await, Err(throttled(FIRST)));
+        // Her own gets her in, and is hers on; neither does another's or none of ours.
+        assert_eq!(login(&world, &ana, PASSWORD, &anas).await, Ok(anas.clone()));
+        for not_hers in [&bens, &anas[..70], "csd_", &anas.replace("csd_", "csr_")] {
+            assert_eq!(login(&world, &ana, PASSWORD, not_hers).await, Err(throttled(FIRST)));
+        }
+        // It has its own count, under each of its owner's names and no other, also
+        // on a node that was started since.
+        assert_eq!(login(&world, "nobody@example.com", PASSWORD, &anas).await, Err(failed()));
+        for _ in 0..2 {
+            assert_eq!(login(&world, &ana, WRONG, &anas).await, Err(failed()));
+        }
+        let world = world.restarted(|_| {}).await;
+        assert_eq!(login(&world, &ana, WRONG, &anas).await, Err(failed()));
+        assert_eq!(login(&world, &ana, PASSWORD, &anas).await, Err(throttled(FIRST)));
+        login(&world, &ana, PASSWORD, &another).await.unwrap();
+        world.clock.advance(FIRST);
+        assert_eq!(login(&world, &ana, PASSWORD, &anas).await, Ok(anas.clone()));
+        assert_eq!(counters(&world).await, 2, "of ana's address and of nobody's");
+        // It opens nothing.
+        refused(
+            calls::get_user(&world.anonymous().with_token(&anas), "").await,
+            Code::Unauthenticated, "TOKEN_INVALID",
+        );
     }
 
     async fn refusals_are_recorded_once_for_each_wait(world: World) {

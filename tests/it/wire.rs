@@ -32,6 +32,7 @@ fn matches(name: &str, text: &str) {
         (r"eyJ[\w-]+\.[\w-]+\.[\w-]+", "[access token]"),
         (r"csr_[\w-]+", "[refresh token]"),
         (r"csk_[\w-]+", "[API key]"),
+        (r"csd_[\w-]+", "[device token]"),
         (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "[id]"),
         (
             r#"request_id: "[0-9a-f]{32}""#,
