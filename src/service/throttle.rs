@@ -6,7 +6,7 @@
 //!
 //! Two things keep parallel guesses from getting past a limit:
 //! - Under one name a node checks one password at a time. The others wait for
-//!   their [`Turn`], and then see what came of it.
+//!   their turn, and then see what came of it.
 //! - Where there is a counter, the failure is counted before the password is
 //!   looked at, by a change of the row as it was seen. Of two nodes that do so
 //!   at once, one has to look again.
