@@ -72,16 +72,19 @@ pub async fn core(
         breaker,
     );
     let sealer = Sealer::new(master_key).context("the master key cannot be used")?;
+    let lanes = Lanes::start(&config.hashing, Arc::clone(&entropy))?;
+    // Whoever tries one name must leave places for all others.
+    let longest_line = lanes.capacity() / 4;
     Ok(Core {
         node_id: uuid::Builder::from_random_bytes(entropy.array()).into_uuid(),
         store: store.await?,
-        lanes: Lanes::start(&config.hashing, Arc::clone(&entropy))?,
+        lanes,
         clock,
         entropy,
         keyring: Arc::new(Keyring::new(sealer)),
         trust,
         skew: Skew::new(config.tokens.max_clock_skew_seconds),
-        throttle: Throttle::new(config.login_throttle.limits()),
+        throttle: Throttle::new(config.login_throttle.limits(), longest_line),
         policy: Policy {
             issuer: config.issuer.clone(),
             audiences: config.audiences.clone(),

@@ -215,6 +215,7 @@ impl Create {
             roles: roles.into_iter().collect(),
             metadata: Metadata::default(),
         };
+        keyring::load(core, call).await?;
         let user = users::create(core, call, wish, Repeatable::once()).await?;
         let Made::Now(user) = user else {
             bail!("the account was made before")

@@ -233,6 +233,11 @@ impl Lanes {
         })
     }
 
+    /// How many tickets there are.
+    pub fn capacity(&self) -> usize {
+        self.0.capacity
+    }
+
     /// Blocks of 1 KiB that all hashes so far have filled: what hashing has
     /// cost, without a clock.
     pub fn work(&self) -> u64 {

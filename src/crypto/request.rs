@@ -37,6 +37,7 @@ const BODY: &[u8] = b"countersign request body v1\0";
 const NAME: &[u8] = b"countersign login name v1\0";
 const DEVICE: &[u8] = b"countersign device token v1\0";
 const DEVICE_COUNT: &[u8] = b"countersign device count v1\0";
+const ACCOUNT: &[u8] = b"countersign account count v1\0";
 const TOKEN_MAC: usize = 16;
 
 /// What a device token starts with.
@@ -54,6 +55,8 @@ pub struct RequestKeys(Ring);
 pub struct Device {
     /// To which account.
     pub user_id: UserId,
+    /// The least epoch that its sessions could have then.
+    pub epoch: i64,
     /// What failed logins from it are counted by.
     pub key: ThrottleKey,
 }
@@ -82,9 +85,20 @@ impl RequestKeys {
         ThrottleKey(mac(self.0.newest().1, &[NAME, name.as_str().as_bytes()]))
     }
 
-    /// A token for the device from which somebody has logged in; `id` is random.
-    pub fn device_token(&self, user_id: UserId, id: [u8; 16]) -> String {
-        let body = [user_id.0.into_bytes(), id].concat();
+    /// What passwords are counted by that somebody tries who is logged in.
+    pub fn account_key(&self, user_id: UserId) -> ThrottleKey {
+        ThrottleKey(mac(self.0.newest().1, &[ACCOUNT, user_id.0.as_bytes()]))
+    }
+
+    /// A token for the device from which somebody has logged in, while the least
+    /// epoch of the account's sessions is `epoch`; `id` is random.
+    pub fn device_token(&self, user_id: UserId, epoch: i64, id: [u8; 16]) -> String {
+        let body = [
+            user_id.0.as_bytes().as_slice(),
+            &epoch.to_be_bytes(),
+            &id,
+        ]
+        .concat();
         let token = self.token(&body, device_mac);
         format!("{DEVICE_PREFIX}{token}")
     }
@@ -92,9 +106,11 @@ impl RequestKeys {
     /// The device that a token was made for; none if it is not one of ours.
     pub fn device(&self, text: &str) -> Option<Device> {
         let (key, body) = self.opened(text.strip_prefix(DEVICE_PREFIX)?, device_mac)?;
-        let (user_id, id) = body.split_first_chunk()?;
+        let (user_id, rest) = body.split_first_chunk()?;
+        let (epoch, id) = rest.split_first_chunk()?;
         Some(Device {
             user_id: UserId(Uuid::from_bytes(*user_id)),
+            epoch: i64::from_be_bytes(*epoch),
             key: ThrottleKey(mac(key, &[DEVICE_COUNT, id])),
         })
     }
@@ -243,20 +259,20 @@ mod tests {
     fn a_device_token_is_of_its_account_and_counts_apart() {
         let (old, new) = keys();
         let (ana, ben) = (UserId(Uuid::from_u128(1)), UserId(Uuid::from_u128(2)));
-        let token = old.device_token(ana, [7; 16]);
+        let token = old.device_token(ana, 5, [7; 16]);
         let device = old.device(&token).unwrap();
-        assert_eq!(device.user_id, ana);
+        assert_eq!((device.user_id, device.epoch), (ana, 5));
         assert_eq!(new.device(&token), Some(device), "under its own key");
         // One count for each device, and none for a name.
         assert_eq!(
-            old.device(&old.device_token(ben, [7; 16])).unwrap().key,
+            old.device(&old.device_token(ben, 5, [7; 16])).unwrap().key,
             device.key
         );
         assert_ne!(
-            old.device(&old.device_token(ana, [8; 16])).unwrap().key,
+            old.device(&old.device_token(ana, 5, [8; 16])).unwrap().key,
             device.key
         );
-        assert!(old.device(&new.device_token(ana, [7; 16])).is_none());
+        assert!(old.device(&new.device_token(ana, 5, [7; 16])).is_none());
 
         let text = token.strip_prefix(DEVICE_PREFIX).unwrap();
         let bytes = URL_SAFE_NO_PAD.decode(text).unwrap();
@@ -269,7 +285,7 @@ mod tests {
         // Neither stands for the other.
         assert!(old.open_page_token(b"", text).is_err());
         let page = old.page_token(b"", &bytes[21..]);
-        for text in ["", "csd_", text, &token[..70], &format!("csd_{page}")] {
+        for text in ["", "csd_", text, &token[..token.len() - 1], &format!("csd_{page}")] {
             assert!(old.device(text).is_none(), "{text}");
         }
     }

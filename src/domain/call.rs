@@ -94,6 +94,14 @@ impl Call {
         }
     }
 
+    /// The same, for what has to be done however late it is.
+    pub fn without_deadline(&self) -> Self {
+        Self {
+            deadline: None,
+            ..self.clone()
+        }
+    }
+
     /// The user who calls, or whose API key does.
     pub fn user_id(&self) -> Option<UserId> {
         let caller = self.caller.as_ref();

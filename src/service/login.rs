@@ -113,10 +113,12 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
             Ok(Some((epoch, roles)))
         })
         .await?;
-    core.trust.reach(opened.seq).await?;
     let Some((epoch, roles)) = opened.value else {
         return refuse(core, call, &attempt, user_id).await;
     };
+    // Whoever comes next under this name need not wait for the rest.
+    drop(attempt);
+    core.trust.reach(opened.seq).await?;
     let subject = Subject {
         user_id: account.user_id,
         session_id: session.id,
@@ -134,7 +136,8 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
         wish.device_token
     } else {
         let id = core.entropy.array();
-        keys.request.device_token(account.user_id, id)
+        let epoch = account.min_session_epoch;
+        keys.request.device_token(account.user_id, epoch, id)
     };
     Ok(LoggedIn {
         tokens: token::pair(core, &keys, &subject, refresh, session.expires_at)?,
@@ -142,7 +145,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     })
 }
 
-/// Counts and records the failure, and gives the one answer.
+/// Counts and records the failure, however late it is, and gives the one answer.
 async fn refuse(
     core: &Core,
     call: &Call,
@@ -152,7 +155,7 @@ async fn refuse(
     let mut event = record::event(core, call, Action::Login).failed();
     event.subject = subject;
     core.store
-        .write(call, async |tx| {
+        .write(&call.without_deadline(), async |tx| {
             attempt.failed(core, tx).await?;
             audit::insert(tx, &event).await
         })

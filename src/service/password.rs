@@ -61,9 +61,8 @@ pub async fn change(
     judge(new, "new_password", Some(&email), user.username.as_ref())?;
     // Both at once: a call that is shed is not counted as a guess.
     let (checking, hashing) = (core.lanes.ticket(call)?, core.lanes.ticket(call)?);
-    // Whoever has stolen a session guesses on the account's own count.
     let name = Identifier::Email(email);
-    let look = throttle::look(core, call, &name, None).await?;
+    let look = throttle::look_within(core, call, user_id, &name).await?;
     let (account, attempt) = throttle::admit(core, call, look).await?;
     let Some(account) = account.filter(|account| account.user_id == user_id) else {
         return Err(Reason::TokenInvalid.into());
@@ -76,7 +75,7 @@ pub async fn change(
             .failed()
             .about(user_id);
         core.store
-            .write(call, async |tx| {
+            .write(&call.without_deadline(), async |tx| {
                 attempt.failed(core, tx).await?;
                 audit::insert(tx, &event).await
             })
@@ -103,7 +102,7 @@ pub async fn change(
             }
             let epochs = users::set_password(tx, user_id, &hash, now).await?;
             let epochs = epochs.ok_or(Reason::TokenInvalid)?;
-            attempt.succeeded(tx).await?;
+            throttle::forget(core, tx, &user).await?;
             // A new binding, so that no refresh token of before fits.
             let renewal = sessions::Renewal {
                 epoch: epochs.epoch,

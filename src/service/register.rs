@@ -3,7 +3,7 @@
 use super::{
     Core,
     once::{self, Made, Repeatable},
-    record,
+    record, throttle,
 };
 use crate::{
     domain::{
@@ -62,7 +62,7 @@ pub async fn register(
             if !claim.take(core, call, tx, &user, Some(user.id)).await? {
                 return Ok(false);
             }
-            insert(tx, &user, Some(hash)).await?;
+            insert(core, tx, &user, Some(hash)).await?;
             let event = record::event(core, call, Action::UserRegistered);
             audit::insert(tx, &event.about(user.id).by(user.id)).await?;
             Ok(true)
@@ -100,8 +100,10 @@ pub(super) fn new_user(
     }
 }
 
-/// Inserts a new account, or says which of its names is taken.
+/// Inserts a new account, or says which of its names is taken. What was tried
+/// under its names before was at nobody's password.
 pub(super) async fn insert(
+    core: &Core,
     tx: &mut Conn,
     user: &User,
     password: Option<PasswordHash>,
@@ -120,7 +122,7 @@ pub(super) async fn insert(
         now: user.created_at,
     };
     match users::insert(tx, &row).await? {
-        users::Inserted::Done => Ok(()),
+        users::Inserted::Done => throttle::forget(core, tx, user).await.map(drop),
         users::Inserted::EmailTaken => Err(Reason::EmailTaken.into()),
         users::Inserted::UsernameTaken => Err(Reason::UsernameTaken.into()),
     }

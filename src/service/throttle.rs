@@ -16,15 +16,18 @@
 //! its answer. So all nodes together look at as many passwords as the limit
 //! says, and at most one more for each node but one.
 //!
-//! A device from which somebody has logged in before has a count of its own: what
-//! strangers try under a name does not shut its owner out.
+//! A device from which somebody has logged in before has a count of its own, and
+//! so has an account for those who are logged in to it: what strangers try under
+//! a name shuts its owner out of neither.
 //!
-//! The turn comes after the ticket of the hash lanes: a call that is shed is
-//! not counted, and no more calls wait in line than there are tickets.
+//! The turn comes after the ticket of the hash lanes, as a call that is shed is
+//! not counted. Those who wait for it keep theirs, so only so many may wait under
+//! one name.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::SignedDuration;
@@ -45,6 +48,9 @@ use crate::{
         users::{self, Credentials},
     },
 };
+
+/// When somebody may come back who has found the line too long.
+const LINE_MOVES: Duration = Duration::from_secs(1);
 
 /// Settings of the throttle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +134,7 @@ impl Config {
 #[derive(Debug)]
 pub struct Throttle {
     limits: Limits,
+    longest_line: usize,
     lines: Mutex<HashMap<ThrottleKey, Line>>,
 }
 
@@ -167,10 +174,11 @@ pub(super) struct Attempt<'a> {
 }
 
 impl Throttle {
-    /// Nobody waits yet.
-    pub fn new(limits: Limits) -> Self {
+    /// Nobody waits yet, and no more than `longest_line` will under one name.
+    pub fn new(limits: Limits, longest_line: usize) -> Self {
         Self {
             limits,
+            longest_line: longest_line.max(1),
             lines: Mutex::default(),
         }
     }
@@ -184,11 +192,15 @@ impl Throttle {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until no other password is checked under this name on this node.
+    /// Waits until no other password is checked under this name on this node;
+    /// fails with `OVERLOADED` where too many wait.
     pub(super) async fn turn(&self, call: &Call, key: ThrottleKey) -> Result<Turn<'_>> {
         let free = {
             let mut lines = self.lines();
             let line = lines.entry(key).or_default();
+            if line.people >= self.longest_line {
+                return Err(Error::overloaded(LINE_MOVES));
+            }
             line.people += 1;
             Arc::clone(&line.turn)
         };
@@ -224,7 +236,9 @@ impl Drop for Turn<'_> {
 }
 
 /// Looks up what is needed to check a password under this name, once it is its
-/// turn. The count is that of the device if its token is of the account.
+/// turn. The count is that of the device if its token is of the account, from
+/// after whatever ended the account's sessions last; a device that has to wait is
+/// like any other.
 pub(super) async fn look<'a>(
     core: &'a Core,
     call: &Call,
@@ -233,12 +247,26 @@ pub(super) async fn look<'a>(
 ) -> Result<Look<'a>> {
     if let Some(device) = device {
         let look = look_by(core, call, name, device.key, true).await?;
-        let account = look.account.as_ref();
-        if account.is_some_and(|account| account.user_id == device.user_id) {
+        let is_of = |account: &Credentials| {
+            (account.user_id, account.min_session_epoch) == (device.user_id, device.epoch)
+        };
+        let waits = |counter| core.throttle.limits.wait(counter, core.now()).is_some();
+        if look.account.as_ref().is_some_and(is_of) && !look.failures.as_ref().is_some_and(waits) {
             return Ok(look);
         }
     }
     let key = core.keyring.keys()?.request.throttle_key(name);
+    look_by(core, call, name, key, false).await
+}
+
+/// The same for whoever is logged in to the account of that name.
+pub(super) async fn look_within<'a>(
+    core: &'a Core,
+    call: &Call,
+    user_id: UserId,
+    name: &Identifier,
+) -> Result<Look<'a>> {
+    let key = core.keyring.keys()?.request.account_key(user_id);
     look_by(core, call, name, key, false).await
 }
 
@@ -354,14 +382,47 @@ impl Attempt<'_> {
     }
 }
 
-/// Forgets the failures under all names of an account. False if there were none.
+/// Forgets the failures under all names of an account, and those of whoever was
+/// logged in to it. False if there were none.
 pub(super) async fn forget(core: &Core, tx: &mut Conn, user: &User) -> Result<bool> {
+    let mut keys = names(core, user)?;
+    keys.push(core.keyring.keys()?.request.account_key(user.id));
+    Ok(login_throttle::clear(tx, &keys).await? > 0)
+}
+
+/// What was counted under a name of an account counts under all that it has now:
+/// whoever renames it does not begin anew.
+pub(super) async fn carry(core: &Core, tx: &mut Conn, before: &User, after: &User) -> Result<()> {
+    let mut counters = Vec::new();
+    for key in names(core, before)? {
+        counters.extend(login_throttle::find(tx, &key).await?);
+    }
+    let Some(most) = counters.into_iter().max_by_key(|counter| counter.failures) else {
+        return Ok(());
+    };
+    for key in names(core, after)? {
+        loop {
+            let settled = match login_throttle::find(tx, &key).await? {
+                None => login_throttle::insert(tx, &key, &most).await?,
+                Some(seen) if seen.failures < most.failures => {
+                    login_throttle::replace(tx, &key, &seen, &most).await?
+                }
+                Some(_) => true,
+            };
+            if settled {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn names(core: &Core, user: &User) -> Result<Vec<ThrottleKey>> {
     let keys = core.keyring.keys()?;
     let email = user.email.clone().map(Identifier::Email);
     let username = user.username.clone().map(Identifier::Username);
     let names = email.into_iter().chain(username);
-    let counters: Vec<_> = names.map(|name| keys.request.throttle_key(&name)).collect();
-    Ok(login_throttle::clear(tx, &counters).await? > 0)
+    Ok(names.map(|name| keys.request.throttle_key(&name)).collect())
 }
 
 #[cfg(test)]

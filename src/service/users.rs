@@ -77,7 +77,7 @@ pub async fn create(
             if !claim.take(core, call, tx, &user, Some(user.id)).await? {
                 return Ok(false);
             }
-            register::insert(tx, &user, hash).await?;
+            register::insert(core, tx, &user, hash).await?;
             let event = record::event(core, call, Action::UserCreated);
             audit::insert(tx, &event.about(user.id)).await?;
             for name in &user.roles {
@@ -163,10 +163,15 @@ pub async fn update(core: &Core, call: &Call, user_id: UserId, change: UserChang
             if !personal {
                 authority::outranked(tx, call, user_id).await?;
             }
-            let (email, username) = (user.email.clone(), user.username.clone());
+            let before = user.clone();
             apply(&mut user, change)?;
             user.updated_at = core.now();
-            save(tx, &user, email != user.email, username != user.username).await?;
+            let (new_email, new_username) =
+                (user.email != before.email, user.username != before.username);
+            save(tx, &user, new_email, new_username).await?;
+            if new_email || new_username {
+                throttle::carry(core, tx, &before, &user).await?;
+            }
             let event = record::event(core, call, Action::UserUpdated);
             audit::insert(tx, &event.about(user_id)).await?;
             Ok(user)

@@ -192,6 +192,7 @@ on_both! {
     async fn a_restored_backup_is_taken_and_revives_nothing(world: World) {
         let (before, after) = (world.person().await, world.person().await);
         let (sidecar, _) = sidecar(&world).await;
+        hears(&sidecar, &before).await;
         log_out(&before).await;
         refuses(&sidecar, &before).await;
         let seq = sidecar.running().verifier().applied_seq().unwrap();

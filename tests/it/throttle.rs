@@ -9,16 +9,16 @@ use countersign::{
 };
 use countersign_proto::v1;
 use jiff::SignedDuration;
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
     harness::{
-        Client, Failure, Node, World, calls,
+        Client, Failure, Kind, Lock, Node, World, calls,
         calls::{access_line, named},
-        refused,
+        eventually, refused,
         world::{self, PASSWORD},
     },
     login::refusal,
@@ -77,6 +77,20 @@ async fn client_of(world: &World, email: &str) -> Client {
     world.anonymous().with_token(&pair.access_token)
 }
 
+async fn rename(client: &Client, user_id: &str, username: &str) {
+    let request = v1::UpdateUserRequest {
+        user: Some(v1::User {
+            user_id: user_id.to_owned(),
+            username: username.to_owned(),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["username".into()],
+        }),
+    };
+    client.clone().users.update_user(request).await.unwrap();
+}
+
 /// Hashes that this node has made since it started.
 fn hashes(core: &Core) -> u64 {
     core.lanes.work() / HASH
@@ -106,6 +120,7 @@ on_both! {
         let world = world.restarted(|config| {
             config.login_throttle = after(10);
             config.limits.concurrency.hash = 4_096;
+            config.hashing.queue = 1_024;
             // A busy machine is no reason to be refused.
             config.database.acquire_timeout_ms = 10_000;
             config.database.query_timeout_ms = 20_000;
@@ -293,15 +308,7 @@ on_both! {
     async fn after_the_last_failure_somebody_has_to_reset_it(world: World) {
         let admin = world.admin().await;
         let (ana, ben) = (world.person().await, world.person().await);
-        let named_ana = v1::UpdateUserRequest {
-            user: Some(v1::User {
-                user_id: ana.user_id.clone(),
-                username: "ana.lima".into(),
-                ..Default::default()
-            }),
-            update_mask: Some(prost_types::FieldMask { paths: vec!["username".into()] }),
-        };
-        admin.client.clone().users.update_user(named_ana).await.unwrap();
+        rename(&admin.client, &ana.user_id, "ana.lima").await;
         let world = world.restarted(|config| {
             config.login_throttle = after(2);
             config.login_throttle.failures_before_reset = 4;
@@ -331,28 +338,118 @@ on_both! {
         assert_eq!(guess(&client, "nobody@example.com", WRONG).await.0, "LOGIN_THROTTLED");
     }
 
-    async fn changing_the_password_is_guessing_too(world: World) {
-        let ana = world.person().await;
+    async fn changing_the_password_is_guessing_too_on_a_count_of_its_own(world: World) {
+        let (ana, admin) = (world.person().await, world.admin().await);
         let world = bearing(world, 3).await;
         let person = client_of(&world, &ana.email).await;
+        let admin = client_of(&world, &admin.email).await;
         let new = "another horse entirely, thanks";
         let change = async |current: &str| calls::change_password(&person, current, new).await;
-        refused(change(WRONG).await, Code::PermissionDenied, "CURRENT_PASSWORD_INCORRECT");
+        let fail = async || {
+            for _ in 0..3 {
+                refused(change(WRONG).await, Code::PermissionDenied, "CURRENT_PASSWORD_INCORRECT");
+            }
+            let before = hashes(world.node.running.core());
+            assert_eq!(told(&change(PASSWORD).await.unwrap_err()), throttled(FIRST));
+            assert_eq!(hashes(world.node.running.core()), before);
+        };
+        fail().await;
+        // Under another name it is the same account.
+        rename(&person, &ana.user_id, "ana.lima").await;
+        assert_eq!(told(&change(PASSWORD).await.unwrap_err()), throttled(FIRST));
+        calls::unlock(&admin, &ana.user_id).await.unwrap();
+        fail().await;
+        // What strangers try keeps nobody from it who is logged in.
+        for _ in 0..3 {
+            assert_eq!(guess(&world.anonymous(), &ana.email, WRONG).await, failed());
+        }
+        world.clock.advance(FIRST - Duration::from_secs(1));
+        guess(&world.anonymous(), &ana.email, WRONG).await;
+        world.clock.advance(Duration::from_secs(1));
         assert_eq!(guess(&world.anonymous(), &ana.email, WRONG).await, failed());
-        refused(change(WRONG).await, Code::PermissionDenied, "CURRENT_PASSWORD_INCORRECT");
-        let before = hashes(world.node.running.core());
-        let status = change(PASSWORD).await.unwrap_err();
-        assert_eq!(told(&status), throttled(FIRST));
-        assert_eq!(guess(&world.anonymous(), &ana.email, PASSWORD).await, throttled(FIRST));
-        assert_eq!(hashes(world.node.running.core()), before);
-        world.clock.advance(FIRST);
         change(PASSWORD).await.unwrap();
         assert_eq!(counters(&world).await, 0);
         world::login(&world.anonymous(), &ana.email, new).await.unwrap();
     }
 
-    async fn strangers_do_not_shut_out_a_known_device(world: World) {
+    async fn a_rename_begins_no_new_count(world: World) {
+        let (ana, ben) = (world.person().await, world.person().await);
+        let world = bearing(world, 3).await;
+        let person = client_of(&world, &ana.email).await;
+        for _ in 0..3 {
+            assert_eq!(guess(&world.anonymous(), &ana.email, WRONG).await, failed());
+        }
+        // One that was counted under already keeps the greater count.
+        assert_eq!(guess(&world.anonymous(), "ana.lima", WRONG).await, failed());
+        for name in ["ana.lima", "lima.ana"] {
+            rename(&person, &ana.user_id, name).await;
+            assert_eq!(guess(&world.anonymous(), name, PASSWORD).await, throttled(FIRST));
+        }
+        assert_eq!(guess(&world.anonymous(), &ana.email, PASSWORD).await, throttled(FIRST));
+        let person = client_of(&world, &ben.email).await;
+        rename(&person, &ben.user_id, "ben").await;
+        world::login(&world.anonymous(), "ben", PASSWORD).await.unwrap();
+    }
+
+    async fn a_new_account_begins_with_no_failures(world: World) {
+        let admin = world.admin().await;
+        let world = bearing(world, 2).await;
+        let admin = client_of(&world, &admin.email).await;
+        let fail = async |name: &str| {
+            for _ in 0..2 {
+                assert_eq!(guess(&world.anonymous(), name, WRONG).await, failed());
+            }
+            assert_eq!(guess(&world.anonymous(), name, PASSWORD).await, throttled(FIRST));
+        };
+        for name in ["cleo@example.com", "cleo", "dora@example.com"] {
+            fail(name).await;
+        }
+        let request = v1::RegisterRequest {
+            email: "cleo@example.com".into(),
+            username: "cleo".into(),
+            password: PASSWORD.into(),
+            ..Default::default()
+        };
+        calls::register(&world.anonymous(), request).await.unwrap();
+        let request = v1::CreateUserRequest {
+            email: "dora@example.com".into(),
+            password: PASSWORD.into(),
+            ..Default::default()
+        };
+        admin.clone().users.create_user(request).await.unwrap();
+        for name in ["cleo@example.com", "cleo", "dora@example.com"] {
+            world::login(&world.anonymous(), name, PASSWORD).await.unwrap();
+        }
+        assert_eq!(counters(&world).await, 0);
+    }
+
+    async fn whoever_tries_one_name_leaves_places_for_the_others(world: World) {
         let (ana, ben) = (world.person().await.email, world.person().await.email);
+        let world = world.restarted(|config| {
+            config.hashing.queue = 14;
+            config.limits.concurrency.hash = 64;
+        }).await;
+        let lock = Lock::take(&world.database).await;
+        let mut guesses = JoinSet::new();
+        for _ in 0..12 {
+            let (client, ana) = (world.node.new_connection(), ana.clone());
+            guesses.spawn(async move { guess(&client, &ana, WRONG).await });
+        }
+        // A quarter of them wait for the first one's failure to be written.
+        for _ in 0..8 {
+            let shed = guesses.join_next().await.unwrap().unwrap();
+            assert_eq!(shed, ("OVERLOADED".to_owned(), Some(Duration::from_secs(1))));
+        }
+        lock.release().await;
+        world::login(&world.anonymous(), &ben, PASSWORD).await.unwrap();
+        for answer in guesses.join_all().await {
+            assert_eq!(answer, failed());
+        }
+    }
+
+    async fn strangers_do_not_shut_out_a_known_device(world: World) {
+        let (ana, ben) = (world.person().await, world.person().await.email);
+        let (ana, id, admin) = (ana.email, ana.user_id, world.admin().await.email);
         let world = bearing(world, 3).await;
         let login = async |world: &World, name: &str, password: &str, device_token: &str| {
             let request = v1::LoginRequest {
@@ -374,7 +471,7 @@ on_both! {
         assert_eq!(login(&world, &ana, PASSWORD, "").await, Err(throttled(FIRST)));
         // Her own gets her in, and is hers on; neither does another's or none of ours.
         assert_eq!(login(&world, &ana, PASSWORD, &anas).await, Ok(anas.clone()));
-        for not_hers in [&bens, &anas[..70], "csd_", &anas.replace("csd_", "csr_")] {
+        for not_hers in [&bens, &anas[..anas.len() - 1], "csd_", &anas.replace("csd_", "csr_")] {
             assert_eq!(login(&world, &ana, PASSWORD, not_hers).await, Err(throttled(FIRST)));
         }
         // It has its own count, under each of its owner's names and no other, also
@@ -387,9 +484,20 @@ on_both! {
         assert_eq!(login(&world, &ana, WRONG, &anas).await, Err(failed()));
         assert_eq!(login(&world, &ana, PASSWORD, &anas).await, Err(throttled(FIRST)));
         login(&world, &ana, PASSWORD, &another).await.unwrap();
+        // What helps those without a device helps one that has to wait.
+        let admin = client_of(&world, &admin).await;
+        calls::unlock(&admin, &id).await.unwrap();
+        assert_ne!(login(&world, &ana, PASSWORD, &anas).await.unwrap(), anas);
         world.clock.advance(FIRST);
         assert_eq!(login(&world, &ana, PASSWORD, &anas).await, Ok(anas.clone()));
-        assert_eq!(counters(&world).await, 2, "of ana's address and of nobody's");
+        assert_eq!(counters(&world).await, 1, "of nobody's address");
+        // It ends with the sessions of its time.
+        let new = "another horse entirely, thanks";
+        calls::set_password(&admin, &id, new).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(login(&world, &ana, WRONG, &anas).await, Err(failed()));
+        }
+        assert_eq!(login(&world, &ana, new, &anas).await, Err(throttled(FIRST)));
         // It opens nothing.
         refused(
             calls::get_user(&world.anonymous().with_token(&anas), "").await,
@@ -456,5 +564,58 @@ on_both! {
         for _ in 0..2 {
             assert_eq!(guess(&world.anonymous(), &ana, WRONG).await, failed());
         }
+    }
+}
+
+/// Only there can a test hold up the one connection that writes and no reads.
+mod sqlite {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failure_counts_however_late_it_is() {
+        let world = World::with(Kind::Sqlite, |config| {
+            config.database.acquire_timeout_ms = 10_000;
+            config.database.query_timeout_ms = 20_000;
+        })
+        .await;
+        let ana = world.person().await;
+        let patience = Duration::from_millis(300);
+        let mut login = Request::new(v1::LoginRequest {
+            identifier: ana.email.clone(),
+            password: WRONG.into(),
+            ..Default::default()
+        });
+        login.set_timeout(patience);
+        let mut change = Request::new(v1::ChangePasswordRequest {
+            current_password: WRONG.into(),
+            new_password: "another horse entirely, thanks".into(),
+        });
+        change.set_timeout(patience);
+        let store = world.node.running.core().store.clone();
+        let (held, holds) = oneshot::channel();
+        let (release, released) = oneshot::channel::<()>();
+        let writer = tokio::spawn(async move {
+            let call = Call::internal("test");
+            let written = store.write(&call, async |_| {
+                held.send(()).unwrap();
+                released.await.unwrap();
+                Ok(())
+            });
+            written.await.map(drop)
+        });
+        holds.await.unwrap();
+        let (mut anonymous, mut anas) = (world.node.new_connection(), ana.client.clone());
+        let late = tokio::join!(
+            anonymous.auth.login(login),
+            anas.auth.change_password(change)
+        );
+        late.0.unwrap_err();
+        late.1.unwrap_err();
+        // Here their clients have given up, and there the service soon after.
+        tokio::time::sleep(patience).await;
+        assert_eq!(counters(&world).await, 0);
+        release.send(()).unwrap();
+        writer.await.unwrap().unwrap();
+        eventually("they are counted", async || counters(&world).await == 2).await;
     }
 }

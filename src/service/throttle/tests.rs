@@ -10,7 +10,7 @@ const ANA: ThrottleKey = ThrottleKey([1; 32]);
 const BEN: ThrottleKey = ThrottleKey([2; 32]);
 
 fn throttle() -> Throttle {
-    Throttle::new(Config::default().limits())
+    Throttle::new(Config::default().limits(), 3)
 }
 
 #[tokio::test]
@@ -20,6 +20,8 @@ async fn under_one_name_one_has_its_turn_and_nobody_is_kept_in_mind() {
     let mut second = Box::pin(throttle.turn(&call, ANA));
     let mut third = Box::pin(throttle.turn(&call, ANA));
     assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
+    let fourth = throttle.turn(&call, ANA).await.unwrap_err();
+    assert_eq!(fourth.reason(), Reason::Overloaded);
     let other = throttle.turn(&call, BEN).await.unwrap();
     assert_eq!(throttle.names(), 2);
     drop(other);
