@@ -34,26 +34,22 @@
 
 mod bearer;
 mod jwks;
+mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
-use countersign_proto::v1::{
-    self, token_service_client::TokenServiceClient, trust_service_client::TrustServiceClient,
-    watch_trust_response::Event,
-};
-use thiserror::Error;
+use countersign_proto::v1::{self, watch_trust_response::Event};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::transport::Endpoint;
 
 pub use self::bearer::Bearer;
-use self::bearer::with_bearer;
+use self::jwks::Polled;
+use self::stream::{Lost, Stream, age};
 use crate::wire::{self, Assembler, Malformed};
-use crate::{KeySet, TrustState, Verifier};
+use crate::{TrustState, Verifier};
 
 /// A node answers within this, or another is asked.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -81,9 +77,6 @@ const MOST_WAIT: Duration = Duration::from_secs(10);
 
 /// Without the feed for so long, the public keys alone are asked for, which needs no credential.
 const KEYS_AFTER: Duration = Duration::from_secs(30);
-
-/// The largest message: a snapshot's part, or the deltas of one batch.
-const MOST_BYTES: usize = 16 * 1024 * 1024;
 
 /// What to follow.
 #[derive(Clone, Debug)]
@@ -129,50 +122,12 @@ pub struct Counts {
     pub keys_polled: AtomicU64,
 }
 
-/// Keys that were asked for alone are in force.
-#[derive(Debug)]
-struct Polled {
-    /// What the feed has said.
-    before: KeySet,
-    /// The trust log entry that they rest on.
-    seq: i64,
-}
-
 /// A node, and when it may be tried again.
 #[derive(Debug)]
 struct Node {
     endpoint: Endpoint,
     failures: u32,
     not_before: Instant,
-}
-
-/// A stream that has said welcome.
-struct Stream {
-    node: usize,
-    client: TrustServiceClient<Channel>,
-    bearer: Option<MetadataValue<Ascii>>,
-    messages: Streaming<v1::WatchTrustResponse>,
-    id: String,
-    age: Duration,
-}
-
-/// Why a stream was given up, or never opened.
-#[derive(Debug, Error)]
-enum Lost {
-    #[error("the node cannot be reached: {0}")]
-    Unreachable(#[from] tonic::transport::Error),
-    #[error("the node ended the stream: {0}")]
-    Ended(#[from] Status),
-    #[error("the node says nothing")]
-    Quiet,
-    #[error("{0}")]
-    Malformed(#[from] Malformed),
-    #[error("the node is of another issuer")]
-    Issuer,
-    #[error("the node lacks what is known here")]
-    Behind,
-    #[error("the credential cannot be read: {0}")]
-    Credential(String),
 }
 
 /// What a message changed.
@@ -249,7 +204,7 @@ impl Feed {
     }
 
     async fn open(&self, node: usize) -> Result<Stream, Lost> {
-        let endpoint = self.nodes.get(node).map(|node| node.endpoint.clone());
+        let endpoint = self.nodes.get(node).map(|node| &node.endpoint);
         let endpoint = endpoint.ok_or(Lost::Quiet)?;
         let bearer = self.config.bearer.read()?;
         let request = v1::WatchTrustRequest {
@@ -259,25 +214,7 @@ impl Feed {
                 .map(|s| wire::position(s.seq, s.nonce)),
             instance: self.config.instance.clone(),
         };
-        let opening = async {
-            let channel = endpoint.connect().await?;
-            let mut client = TrustServiceClient::new(channel).max_decoding_message_size(MOST_BYTES);
-            let request = with_bearer(request, bearer.as_ref());
-            let mut messages = client.watch_trust(request).await?.into_inner();
-            let first = messages.message().await?.ok_or(Lost::Quiet)?;
-            let age = age(&first)?;
-            let Some(Event::Welcome(welcome)) = first.event else {
-                return Err(Lost::Malformed(Malformed("welcome")));
-            };
-            Ok(Stream {
-                node,
-                client,
-                bearer: bearer.clone(),
-                messages,
-                id: welcome.stream_id,
-                age,
-            })
-        };
+        let opening = Stream::open(node, endpoint, bearer, request);
         let stream = timeout(CONNECT, opening).await.map_err(|_| Lost::Quiet)??;
         self.counts.streams.fetch_add(1, Relaxed);
         Ok(stream)
@@ -289,6 +226,7 @@ impl Feed {
         let mut acknowledged = None;
         let mut ask_others_at = Instant::now() + ASK_OTHERS;
         let mut read_at = self.verifier.clock().monotonic();
+        let mut lain = Duration::ZERO;
         tracing::info!(node = self.name(stream.node), "following the trust feed");
         loop {
             let asked_at = self.verifier.clock().monotonic();
@@ -299,8 +237,10 @@ impl Feed {
             if now.saturating_sub(asked_at) > QUIET {
                 return Err(Lost::Quiet);
             }
-            // While we did something else it may have lain there, too.
-            let lain = asked_at.saturating_sub(read_at);
+            // While we did something else it may have lain there, too, and others behind it. Whenever
+            // we wait there are fewer of them.
+            lain += asked_at.saturating_sub(read_at);
+            lain = lain.saturating_sub(now.saturating_sub(asked_at));
             read_at = now;
             let age = age(&message)?.saturating_add(lain);
             let is_heartbeat = matches!(message.event, Some(Event::Heartbeat(_)));
@@ -334,19 +274,20 @@ impl Feed {
         assembler: &mut Assembler,
     ) -> Result<Change, Lost> {
         let now = self.verifier.uptime();
+        let read_at = self.verifier.clock().monotonic().checked_sub(age);
         match message.event {
             Some(Event::Snapshot(part)) => match assembler.add(part, now)? {
                 Some(state) => {
-                    self.adopt(state, age)?;
+                    self.adopt(state, age, read_at)?;
                     Ok(Change::Keys)
                 }
                 None => Ok(Change::Nothing),
             },
             Some(Event::Delta(delta)) => {
-                let delta = wire::read_delta(delta, now)?;
+                let mut delta = wire::read_delta(delta, now)?;
                 let state = self.verifier.state().ok_or(Malformed("delta"))?;
-                if delta.keys.is_some() {
-                    self.polled = None;
+                if let Some(keys) = &mut delta.keys {
+                    jwks::choose(&mut self.polled, keys, delta.seq, read_at);
                 }
                 self.verifier.update(|state| state.apply(&delta));
                 self.counts.deltas.fetch_add(1, Relaxed);
@@ -367,9 +308,10 @@ impl Feed {
                 if position != (state.seq, state.nonce) {
                     return Err(Malformed("heartbeat").into());
                 }
-                // All that was missed has been told, and the keys have not changed.
-                if let Some(Polled { before, .. }) = self.polled.take() {
-                    self.verifier.update(|state| state.keys = before);
+                // The keys have not changed.
+                if let Some(mut keys) = self.polled.as_ref().map(|polled| polled.before.clone()) {
+                    jwks::choose(&mut self.polled, &mut keys, state.seq, read_at);
+                    self.verifier.update(|state| state.keys = keys);
                 }
                 self.verifier.heard_aged(age);
                 Ok(Change::Nothing)
@@ -379,20 +321,23 @@ impl Feed {
     }
 
     /// Puts a snapshot in place of what is known, if that loses nothing that counts.
-    fn adopt(&mut self, mut state: TrustState, age: Duration) -> Result<(), Lost> {
+    fn adopt(
+        &mut self,
+        mut state: TrustState,
+        age: Duration,
+        read_at: Option<Duration>,
+    ) -> Result<(), Lost> {
         if let Some(issuer) = &self.config.issuer
             && *issuer != state.issuer
         {
             return Err(Lost::Issuer);
         }
-        let now = self.verifier.clock().monotonic();
         if let Some(known) = self.verifier.state() {
             if known.issuer != state.issuer {
                 return Err(Lost::Issuer);
             }
             let goes_on =
                 state.seq > known.seq || (state.seq, state.nonce) == (known.seq, known.nonce);
-            let read_at = now.checked_sub(age);
             let since = read_at.is_some_and(|at| at > self.learned_at + MARGIN);
             if !goes_on && !since {
                 self.counts.refused.fetch_add(1, Relaxed);
@@ -400,9 +345,9 @@ impl Feed {
             }
             state.revocations.merge(&known.revocations);
         }
-        self.polled = None;
+        jwks::choose(&mut self.polled, &mut state.keys, state.seq, read_at);
         self.verifier.replace_aged(state, age);
-        self.learned_at = now;
+        self.learned_at = self.verifier.clock().monotonic();
         self.counts.snapshots.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -442,7 +387,7 @@ impl Feed {
     }
 
     /// Asks for the public keys alone. They say nothing about revocations, so the staleness stays; and
-    /// they are in force only until the feed says something again.
+    /// they are in force only until the feed knows as much.
     async fn poll_keys(&mut self, node: usize) {
         let is_old = |age: Duration| age > KEYS_AFTER;
         if Instant::now() < self.poll_keys_at || !self.verifier.staleness().is_some_and(is_old) {
@@ -453,12 +398,8 @@ impl Feed {
             return;
         };
         self.counts.keys_polled.fetch_add(1, Relaxed);
-        let asking = async {
-            let mut client = TokenServiceClient::new(endpoint.connect().await.ok()?);
-            let reply = client.get_jwks(v1::GetJwksRequest {}).await.ok()?;
-            Some(reply.into_inner())
-        };
-        let Ok(Some(published)) = timeout(CONNECT, asking).await else {
+        let at = self.verifier.clock().monotonic();
+        let Ok(Some(published)) = timeout(CONNECT, jwks::ask(&endpoint)).await else {
             return;
         };
         let Some(state) = self.verifier.state() else {
@@ -473,7 +414,9 @@ impl Feed {
             let before = self.polled.take().map(|polled| polled.before);
             self.polled = Some(Polled {
                 before: before.unwrap_or_else(|| state.keys.clone()),
+                keys: keys.clone(),
                 seq: published.seq,
+                at,
             });
             self.verifier.update(|state| state.keys = keys);
         }
@@ -491,27 +434,6 @@ impl Feed {
         let endpoint = self.nodes.get(node).map(|node| node.endpoint.uri());
         endpoint.map(ToString::to_string).unwrap_or_default()
     }
-}
-
-impl Stream {
-    /// Whether the node has taken it. If not, the next heartbeat makes us try again.
-    async fn acknowledge(&mut self, seq: Option<i64>) -> bool {
-        let request = v1::AckTrustRequest {
-            stream_id: self.id.clone(),
-            seq: seq.unwrap_or_default(),
-        };
-        let request = with_bearer(request, self.bearer.as_ref());
-        let answer = timeout(Duration::from_secs(1), self.client.ack_trust(request)).await;
-        if let Ok(Err(status)) = &answer {
-            tracing::debug!(%status, "an acknowledgement failed");
-        }
-        matches!(answer, Ok(Ok(_)))
-    }
-}
-
-fn age(message: &v1::WatchTrustResponse) -> Result<Duration, Malformed> {
-    let age = message.age.ok_or(Malformed("age"))?;
-    Duration::try_from(age).map_err(|_| Malformed("age"))
 }
 
 /// Doubles with each failure; between half of it and all of it, at random.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use countersign_verifier::client::{Bearer, Config, Counts, Feed};
 use countersign_verifier::{Delta, KeySet, KeyState, Rejection, TrustState, Verifier};
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use tonic::transport::Endpoint;
 use uuid::Uuid;
@@ -287,19 +288,50 @@ async fn keys_alone_come_from_elsewhere_until_the_feed_is_back() {
     }
     validator.polls(2).await;
     assert!(!validator.knows_key("new"));
-    node.known().publishes_as = (ISSUER.to_owned(), 43);
+    node.known().publishes_as = (ISSUER.to_owned(), 46);
     validator.polls(3).await;
     validator
         .until("it has the new key", |it| it.knows_key("new"))
         .await;
     // Keys say nothing about revocations.
     assert!(validator.verifier.staleness() >= Some(Duration::from_secs(31)));
-    // What the feed says counts, also if it says that nothing has changed.
-    node.known().is_up = true;
+    // Nothing of a node that lags takes it away: no heartbeat, no change, no snapshot.
+    {
+        let mut known = node.known();
+        known.is_up = true;
+        known.age = Duration::from_mins(2);
+    }
     validator
-        .until("the feed is back", |it| !it.knows_key("new"))
+        .until("the feed is back", |it| {
+            it.counts.streams.load(Relaxed) == 2
+        })
         .await;
-    assert!(validator.knows_key("p256") && !validator.knows_key("ed"));
+    validator.pass(3).await;
+    assert!(validator.knows_key("new"));
+    let mut both = KeySet::default();
+    both.insert(Signer::es256().public("p256", KeyState::Active));
+    both.insert(Signer::foreign().public("later", KeyState::Next));
+    node.append(Delta {
+        keys: Some(both),
+        ..Delta::default()
+    });
+    validator.at(43).await;
+    assert!(validator.knows_key("new") && !validator.knows_key("later"));
+    {
+        let mut known = node.known();
+        known.state.seq = 45;
+        known.log.clear();
+    }
+    validator.at(45).await;
+    assert!(validator.knows_key("new") && !validator.knows_key("later"));
+    // What is known since counts, also if it is that nothing has changed.
+    node.known().age = Duration::ZERO;
+    validator.clock.advance_monotonic(1);
+    validator
+        .until("the feed is up to date", |it| !it.knows_key("new"))
+        .await;
+    assert!(validator.knows_key("p256") && validator.knows_key("later"));
+    assert!(!validator.knows_key("ed"));
 }
 
 #[tokio::test]
@@ -322,6 +354,33 @@ async fn what_lay_there_while_the_machine_slept_is_not_believed_to_be_fresh() {
     validator.clock.advance_monotonic(600_000);
     validator
         .until("it comes anew", |it| it.counts.streams.load(Relaxed) == 2)
+        .await;
+}
+
+#[tokio::test]
+async fn what_lay_there_while_it_was_busy_is_as_old_as_that() {
+    let node = Node::start(trust_state());
+    let validator = Validator::follow(&[&node]);
+    validator.at(41).await;
+    let held = Arc::new(Notify::new());
+    node.known().holds_acks = Some(Arc::clone(&held));
+    node.revoke_session();
+    validator.at(42).await;
+    // It waits for its acknowledgement, and heartbeats for it.
+    sleep(Duration::from_millis(300)).await;
+    validator.clock.advance_monotonic(3_000);
+    node.known().holds_acks = None;
+    held.notify_one();
+    validator
+        .until("it has acknowledged", |_| node.known().acknowledged == 42)
+        .await;
+    sleep(Duration::from_millis(300)).await;
+    assert!(validator.verifier.staleness() >= Some(Duration::from_secs(3)));
+    validator.pass(5).await;
+    validator
+        .until("it is up to date", |it| {
+            it.verifier.staleness() == Some(Duration::ZERO)
+        })
         .await;
 }
 

@@ -13,7 +13,7 @@ use countersign_proto::v1::{
 };
 use countersign_verifier::{Algorithm, Delta, KeySet, TrustState, wire};
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tonic::codegen::tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::transport::Server;
@@ -46,6 +46,8 @@ pub(super) struct Known {
     pub(super) acknowledged: i64,
     /// Acknowledgements that it has no time for.
     pub(super) refuses_acks: usize,
+    /// Acknowledgements are answered when it is told so.
+    pub(super) holds_acks: Option<Arc<Notify>>,
     /// The issuer and the number under which it publishes its keys.
     pub(super) publishes_as: (String, i64),
     pub(super) bearers: Vec<String>,
@@ -67,6 +69,7 @@ impl Node {
                 streams: 0,
                 acknowledged: 0,
                 refuses_acks: 0,
+                holds_acks: None,
                 bearers: Vec::new(),
             })),
         };
@@ -171,6 +174,10 @@ impl TrustService for Node {
         &self,
         request: Request<v1::AckTrustRequest>,
     ) -> Result<Response<v1::AckTrustResponse>, Status> {
+        let held = self.known().holds_acks.clone();
+        if let Some(held) = held {
+            held.notified().await;
+        }
         let mut known = self.known();
         if known.refuses_acks > 0 {
             known.refuses_acks -= 1;
