@@ -267,8 +267,7 @@ impl Process {
                 false
             }
         };
-        // Not here: what it sends is sent by this runtime, which has one thread.
-        let _ = tokio::task::spawn_blocking(move || telemetry.flush()).await;
+        telemetry.flush().await;
         match failure {
             Some(failure) => Err(failure),
             None if in_time => Ok(ExitCode::SUCCESS),

@@ -279,13 +279,20 @@ impl Telemetry {
         Ok(())
     }
 
-    /// Sends the traces that have not been sent. Blocks, for a while at most.
-    pub fn flush(&self) {
-        if let Some(traces) = &self.traces
-            && let Err(error) = traces.shutdown_with_timeout(Duration::from_secs(2))
-        {
-            tracing::warn!(%error, "the last traces were not exported");
+    /// Sends the traces that have not been sent, for a while at most.
+    pub async fn flush(&self) {
+        if let Some(traces) = &self.traces {
+            flush(traces.clone()).await;
         }
+    }
+}
+
+async fn flush(traces: SdkTracerProvider) {
+    // It blocks until this runtime has sent them, which may have one thread.
+    let sending = move || traces.shutdown_with_timeout(Duration::from_secs(2));
+    let outcome = tokio::task::spawn_blocking(sending).await;
+    if let Ok(Err(error)) = outcome {
+        tracing::warn!(%error, "the last traces were not exported");
     }
 }
 

@@ -127,7 +127,9 @@ async fn collector(received: Arc<Mutex<Vec<u8>>>) -> String {
     endpoint
 }
 
-#[tokio::test(flavor = "multi_thread")]
+/// As the serving threads are, which must not wait for what they have to do
+/// themselves.
+#[tokio::test]
 async fn spans_are_exported_into_the_callers_trace() {
     let received = Arc::default();
     let config = Config {
@@ -147,9 +149,7 @@ async fn spans_are_exported_into_the_callers_trace() {
         .await;
     edge.get(WHO_AM_I).await;
     drop(guard);
-    tokio::task::spawn_blocking(move || traces.shutdown().unwrap())
-        .await
-        .unwrap();
+    flush(traces).await;
 
     let received: Vec<u8> = received.lock().unwrap().clone();
     let contains = |bytes: &[u8]| received.windows(bytes.len()).any(|window| window == bytes);
