@@ -41,12 +41,13 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Reads what was known last, opens the ports and begins to follow. No node
-    /// need be up.
+    /// Reads what was known last, opens the ports and begins to follow, on
+    /// `work`: what arrives keeps no decision waiting. No node need be up.
     pub async fn start(
         settings: &Settings,
         seams: Seams,
         telemetry: &Telemetry,
+        work: &Handle,
     ) -> anyhow::Result<Self> {
         let policy = Policy {
             leeway: Duration::from_secs(u64::from(settings.tokens.leeway_seconds)),
@@ -70,12 +71,11 @@ impl Sidecar {
         let process = ports.serve(settings, seams, routes, access::from_memory())?;
 
         let Process { tasks, over, .. } = &process;
-        let serving = Handle::current();
         let until = over.clone();
         let following = async move { until.run_until_cancelled(feed.run()).await };
-        tasks.spawn("following the feed", &serving, following.map(|_| Ok(())));
+        tasks.spawn("following the feed", work, following.map(|_| Ok(())));
         let keeping = snapshot.run(over.clone());
-        tasks.spawn("keeping the snapshot", &serving, keeping.map(Ok));
+        tasks.spawn("keeping the snapshot", work, keeping.map(Ok));
         Ok(Self {
             verifier,
             counts,
@@ -106,10 +106,12 @@ impl Sidecar {
 }
 
 /// Runs a sidecar until the process is told to stop. `level` reads the log level
-/// that the configuration has now, for SIGHUP.
+/// that the configuration has now, for SIGHUP; `work` is for what must not hold
+/// up the serving threads.
 pub async fn serve(
     loaded: Loaded,
     level: impl Fn() -> Option<String> + Send + 'static,
+    work: Handle,
 ) -> anyhow::Result<ExitCode> {
     let Loaded {
         config,
@@ -122,7 +124,7 @@ pub async fn serve(
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    let sidecar = Sidecar::start(&config, Seams::default(), &telemetry).await?;
+    let sidecar = Sidecar::start(&config, Seams::default(), &telemetry, &work).await?;
     let (process, stop) = (sidecar.process(), sidecar.stop());
     process
         .run(told, telemetry, &config, &settings, level, stop)

@@ -165,7 +165,7 @@ pub enum Format {
 }
 
 /// Does what was asked for. `work` is the runtime for everything that touches
-/// the database.
+/// the database, or would hold up the serving threads.
 pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
     let sources = cli.sources();
     if let Command::CheckConfig(arguments) = &cli.command {
@@ -196,7 +196,7 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
                 }
             };
             return if is_sidecar {
-                sidecar::serve(loaded, level).await
+                sidecar::serve(loaded, level, work).await
             } else {
                 app::serve(loaded, level, work).await
             };

@@ -93,12 +93,7 @@ impl RequestKeys {
     /// A token for the device from which somebody has logged in, while the least
     /// epoch of the account's sessions is `epoch`; `id` is random.
     pub fn device_token(&self, user_id: UserId, epoch: i64, id: [u8; 16]) -> String {
-        let body = [
-            user_id.0.as_bytes().as_slice(),
-            &epoch.to_be_bytes(),
-            &id,
-        ]
-        .concat();
+        let body = [user_id.0.as_bytes().as_slice(), &epoch.to_be_bytes(), &id].concat();
         let token = self.token(&body, device_mac);
         format!("{DEVICE_PREFIX}{token}")
     }
@@ -285,7 +280,13 @@ mod tests {
         // Neither stands for the other.
         assert!(old.open_page_token(b"", text).is_err());
         let page = old.page_token(b"", &bytes[21..]);
-        for text in ["", "csd_", text, &token[..token.len() - 1], &format!("csd_{page}")] {
+        for text in [
+            "",
+            "csd_",
+            text,
+            &token[..token.len() - 1],
+            &format!("csd_{page}"),
+        ] {
             assert!(old.device(text).is_none(), "{text}");
         }
     }

@@ -139,9 +139,13 @@ impl TrustApi {
             }
         };
         let mut kept = self.0.snapshot.lock().await;
-        // A reader who is as far would refuse it, and come back for the same.
-        let is_ahead = |snapshot: &Arc<Snapshot>| at.is_none_or(|at| at.0 < snapshot.position.0);
-        if let Some(snapshot) = kept.upgrade().filter(is_ahead) {
+        // A reader who is as far may refuse one that is not new, and come back for
+        // the same.
+        let serves = |snapshot: &Arc<Snapshot>| {
+            at.is_none_or(|at| at.0 < snapshot.position.0)
+                || known_as_of.saturating_sub(snapshot.known_as_of) < HEARTBEAT
+        };
+        if let Some(snapshot) = kept.upgrade().filter(serves) {
             let Subscription { start, events } = self.subscribe(Some(snapshot.position))?;
             if let Start::Changes(changes) = start {
                 return Ok(Begin {

@@ -121,7 +121,7 @@ impl Feed {
         let Some(state) = self.verifier.state() else {
             return;
         };
-        let known_as_of = self.known_as_of();
+        let known_as_of = self.known_as_of_unlocked();
         self.verifier.update(|state| state.apply(&delta));
         let change = Change {
             known_as_of,
@@ -136,10 +136,17 @@ impl Feed {
     }
 
     /// Up to when, by the monotonic clock, everything is known here that was
-    /// committed.
+    /// committed. Whoever asks can then read an event for all of it.
     pub fn known_as_of(&self) -> Duration {
-        let staleness = self.verifier.staleness().unwrap_or(Duration::MAX);
-        self.verifier.clock().monotonic().saturating_sub(staleness)
+        // Held, so that no state is in place that has not been told.
+        let _recent = self.recent();
+        self.known_as_of_unlocked()
+    }
+
+    fn known_as_of_unlocked(&self) -> Duration {
+        // The clock first: what passes between must not make it seem fresher.
+        let now = self.verifier.clock().monotonic();
+        now.saturating_sub(self.verifier.staleness().unwrap_or(Duration::MAX))
     }
 
     /// Subscribes a reader who is at a position: it gets the changes since, or

@@ -119,9 +119,20 @@ async fn those_who_come_together_share_one_snapshot() {
     let second = api.begin(None).await.unwrap();
     assert!(Arc::ptr_eq(&first, &second.snapshot.unwrap()));
     assert_eq!(second.changes.len(), 1);
-    // Of another history, and as far: it would come back for the same for ever.
-    let other = Some((0, Uuid::from_u128(7)));
-    let other = api.begin(other).await.unwrap().snapshot.unwrap();
+    // Of another history, and further, as all are once a backup was restored.
+    let further = Some((9, Uuid::from_u128(7)));
+    let third = api.begin(further).await.unwrap();
+    assert!(Arc::ptr_eq(&first, &third.snapshot.unwrap()));
+    // One that is not new they would refuse, and come back for the same for ever.
+    let old = Arc::new(Snapshot {
+        position: first.position,
+        known_as_of: first.known_as_of.saturating_sub(Duration::from_secs(1)),
+        parts: Vec::new(),
+    });
+    *api.0.snapshot.lock().await = Arc::downgrade(&old);
+    let behind = api.begin(None).await.unwrap().snapshot.unwrap();
+    assert!(Arc::ptr_eq(&old, &behind));
+    let other = api.begin(further).await.unwrap().snapshot.unwrap();
     assert_eq!(other.position.0, 1);
     for seq in 2..=2_000 {
         revoke(&feed, seq);

@@ -9,6 +9,7 @@ use countersign::{
     telemetry::Telemetry,
 };
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 use tonic::transport::Endpoint;
 
 use super::{
@@ -63,7 +64,8 @@ impl Sidecar {
         };
         let telemetry = Telemetry::install_to(&self.config.telemetry, logs::writer());
         let telemetry = telemetry.expect("telemetry");
-        let started = sidecar::Sidecar::start(&self.config, seams, &telemetry).await;
+        let started =
+            sidecar::Sidecar::start(&self.config, seams, &telemetry, &Handle::current()).await;
         self.running = Some(started.expect("starts"));
     }
 
