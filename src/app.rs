@@ -17,7 +17,7 @@ use crate::{
     breaker::Breaker,
     cli,
     config::{Config, Loaded, data_dir},
-    crypto::{Lanes, MasterKey, Sealer, SystemEntropy},
+    crypto::{Lanes, MasterKeys, Sealer, SystemEntropy},
     domain::Entropy,
     grpc::{Api, TokenApi, TrustApi, ext_authz::Authorization},
     health::Readiness,
@@ -59,7 +59,7 @@ impl Default for Seams {
 /// with, and what a node is built around.
 pub async fn core(
     config: &Config,
-    master_key: &MasterKey,
+    master_keys: &MasterKeys,
     seams: &Seams,
     trust: Trust,
 ) -> anyhow::Result<Core> {
@@ -71,7 +71,7 @@ pub async fn core(
         Arc::clone(&entropy),
         breaker,
     );
-    let sealer = Sealer::new(master_key).context("the master key cannot be used")?;
+    let sealer = Sealer::new(master_keys).context("the master keys cannot be used")?;
     let lanes = Lanes::start(&config.hashing, Arc::clone(&entropy))?;
     // Whoever tries one name must leave places for all others.
     let longest_line = lanes.capacity() / 4;
@@ -113,13 +113,13 @@ impl Node {
     /// database need not be up: see [`Node::ready`].
     pub async fn start(
         config: &Config,
-        master_key: &MasterKey,
+        master_keys: &MasterKeys,
         seams: Seams,
         telemetry: &Telemetry,
         work: &Handle,
     ) -> anyhow::Result<Self> {
         let clock = Arc::clone(&seams.clock);
-        let core = Arc::new(core(config, master_key, &seams, Trust::default()).await?);
+        let core = Arc::new(core(config, master_keys, &seams, Trust::default()).await?);
         core.store.lock_instance()?;
         let leeway = Duration::from_secs(u64::from(config.tokens.leeway_seconds));
         let policy = VerifierPolicy {
@@ -244,7 +244,7 @@ pub async fn serve(
     for warning in warnings.iter().chain(&prepared.warnings) {
         tracing::warn!("{warning}");
     }
-    let node = Node::start(&config, &prepared.master_key, seams, &telemetry, &work).await?;
+    let node = Node::start(&config, &prepared.master_keys, seams, &telemetry, &work).await?;
     let process = node.process();
     let stop = node.stop();
     process

@@ -1,5 +1,7 @@
-//! `key`: signing keys, shown and rotated. Nodes hear of it at once. Only public
-//! facts are shown.
+//! `key`: signing keys, shown and rotated, and the master key that all keys are
+//! sealed under, changed. Nodes hear of it at once. Only public facts are shown.
+
+use std::fmt::Write as _;
 
 use anyhow::bail;
 use clap::{Args, Subcommand, ValueEnum};
@@ -8,14 +10,16 @@ use serde_json::{Value, json};
 
 use super::{Format, table::table, user::seconds};
 use crate::{
+    crypto::seal,
     domain::{Call, signing_key::SigningKey},
     service::{
         Core, keys,
         once::{Made, Repeatable},
+        rewrap::{self, Outcome, Standing},
     },
 };
 
-/// What can be done with signing keys.
+/// What can be done with keys.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// List signing keys with their state
@@ -30,6 +34,21 @@ The key before it verifies until its last token has expired. If it has leaked:
     Activate(Activate),
     /// Take a next or retired key away: its tokens are refused from then on
     Retire(Retire),
+    /// Seal all keys under the first master key of the ring, while nodes serve
+    #[command(after_help = "\
+To change the master key:
+  1. put the new one in front of the ring of every node, and restart them one by one
+  2. countersign key rewrap
+  3. take the old one out of the ring of every node, and restart them one by one")]
+    Rewrap(Rewrap),
+}
+
+/// Arguments of `key rewrap`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Rewrap {
+    /// Change nothing; print which master keys are in use, and how many nodes have them
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// Arguments of `key list`.
@@ -103,10 +122,19 @@ pub fn show(keys: &[SigningKey], format: Format) -> String {
                         seconds(key.created_at).to_string(),
                         seconds(key.changed_at).to_string(),
                         until.unwrap_or_else(|| "-".to_owned()),
+                        master_key(key).unwrap_or_else(|| "-".to_owned()),
                     ]
                 })
                 .collect();
-            let heading = ["kid", "alg", "state", "created", "since", "until"];
+            let heading = [
+                "kid",
+                "alg",
+                "state",
+                "created",
+                "since",
+                "until",
+                "master key",
+            ];
             table(heading, &rows)
         }
         Format::Json => {
@@ -118,12 +146,72 @@ pub fn show(keys: &[SigningKey], format: Format) -> String {
                     "created_at": key.created_at.to_string(),
                     "changed_at": key.changed_at.to_string(),
                     "verify_until": key.verify_until.map(|until| until.to_string()),
+                    "master_key": master_key(key),
                 })
             };
             let keys: Value = keys.iter().map(object).collect();
             format!("{keys:#}\n")
         }
     }
+}
+
+/// The master key that it says it is sealed under; those of earlier versions do
+/// not say.
+fn master_key(key: &SigningKey) -> Option<String> {
+    seal::sealed_under(&key.sealed).map(|id| id.to_string())
+}
+
+/// What `key rewrap --check` prints.
+pub fn show_standing(standing: &Standing) -> String {
+    let nodes = standing.nodes.len();
+    let rows: Vec<_> = standing
+        .master_keys()
+        .into_iter()
+        .map(|id| {
+            let here = match standing.ring.iter().position(|known| *known == id) {
+                Some(0) => "first",
+                Some(_) => "yes",
+                None => "no",
+            };
+            let keys = standing.in_use.get(&id).copied().unwrap_or_default();
+            let with = nodes - standing.lacking(id).count();
+            [
+                id.to_string(),
+                here.to_owned(),
+                keys.to_string(),
+                format!("{with} of {nodes}"),
+            ]
+        })
+        .collect();
+    table(
+        [
+            "master key",
+            "in this ring",
+            "keys under it",
+            "nodes with it",
+        ],
+        &rows,
+    )
+}
+
+/// Why nothing was rewrapped.
+fn lacking(standing: &Standing) -> String {
+    let mut text = format!(
+        "not every node has the master key {} yet, so nothing was changed; put it in the ring of \
+         these and restart them:",
+        standing.to
+    );
+    for node in standing.lacking(standing.to) {
+        // Writing to a string does not fail.
+        write!(
+            text,
+            "\n  {} (started {})",
+            node.id,
+            seconds(node.started_at)
+        )
+        .ok();
+    }
+    text
 }
 
 fn state(state: KeyState) -> &'static str {
@@ -165,5 +253,17 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
             keys::retire(core, &call, &kid).await?;
             Ok(format!("{kid} is gone; its tokens are refused\n"))
         }
+        Command::Rewrap(Rewrap { check: true }) => {
+            Ok(show_standing(&rewrap::standing(core, &call).await?))
+        }
+        Command::Rewrap(Rewrap { check: false }) => match rewrap::rewrap(core, &call).await? {
+            Outcome::Lacking(standing) => bail!(lacking(&standing)),
+            Outcome::Rewrapped { to, keys: 0 } => Ok(format!(
+                "all keys are sealed under the master key {to} already\n"
+            )),
+            Outcome::Rewrapped { to, keys } => {
+                Ok(format!("sealed {keys} keys under the master key {to}\n"))
+            }
+        },
     }
 }

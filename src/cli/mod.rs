@@ -104,7 +104,7 @@ pub enum Command {
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::Command),
-    /// Show and rotate signing keys
+    /// Show and rotate signing keys, and change the master key
     #[command(subcommand)]
     Key(key::Command),
     /// Copy the SQLite database, also while it is being served
@@ -242,7 +242,7 @@ async fn open(config: &Config) -> anyhow::Result<Core> {
     // One hash at a time is all that a command needs.
     let mut config = config.clone();
     config.hashing.lanes = 1;
-    app::core(&config, &prepared.master_key, &seams, Trust::unattended()).await
+    app::core(&config, &prepared.master_keys, &seams, Trust::unattended()).await
 }
 
 /// Runs a command on the work runtime.

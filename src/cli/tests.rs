@@ -240,7 +240,7 @@ fn keys_and_migrations_are_listed() {
         algorithm: countersign_verifier::Algorithm::Ed25519,
         state: countersign_verifier::KeyState::Active,
         public_key: vec![1],
-        sealed: b"hunter2".to_vec(),
+        sealed: b"\x02\0\0\0\0\0\0\0\x01hunter2".to_vec(),
         created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
         changed_at: "2026-01-02T03:04:05Z".parse().unwrap(),
         verify_until: None,
@@ -251,7 +251,8 @@ fn keys_and_migrations_are_listed() {
         "{table}"
     );
     let json: serde_json::Value = serde_json::from_str(&key::show(&[key], Format::Json)).unwrap();
-    assert_eq!(json[0].as_object().unwrap().len(), 6);
+    assert_eq!(json[0].as_object().unwrap().len(), 7);
+    assert_eq!(json[0]["master_key"], "AAAAAAAAAAE");
     let migrations = [
         ("accounts".to_owned(), "applied"),
         ("audit".to_owned(), "pending"),
@@ -266,7 +267,7 @@ fn keys_and_migrations_are_listed() {
 fn the_first_start_says_what_to_try_and_later_ones_say_nothing() {
     let mut config = Config::default();
     let mut prepared = Prepared {
-        master_key: "0".repeat(64).parse().unwrap(),
+        master_keys: "0".repeat(64).parse().unwrap(),
         made: vec![
             ("./data".into(), 0o700),
             ("./data/master.key".into(), 0o600),

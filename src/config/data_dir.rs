@@ -3,16 +3,16 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use zeroize::Zeroizing;
 
-use super::{Config, Profile};
+use super::{Config, Profile, master_keys};
 use crate::{
-    crypto::MasterKey,
+    crypto::{MasterKey, MasterKeys},
     domain::{Entropy, Invalid},
 };
 
@@ -29,8 +29,8 @@ const MOST_BYTES: u64 = 4_096;
 /// What [`prepare`] found or made.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    /// The master key.
-    pub master_key: MasterKey,
+    /// The ring of master keys.
+    pub master_keys: MasterKeys,
     /// What was made, with the mode it has; empty from the second start on.
     pub made: Vec<(PathBuf, u32)>,
     /// What is allowed but deserves a line in the log.
@@ -79,14 +79,23 @@ pub enum Error {
         /// The database file.
         database: PathBuf,
     },
+    /// The command that was to give the ring did not.
+    #[error("the command `{program}` of `master_key_command` {why}")]
+    Command {
+        /// What was run; its arguments may hold what is nobody's business.
+        program: String,
+        /// How it ended.
+        why: master_keys::Failure,
+    },
     /// No key is set.
     #[error("no master key is set")]
     Unset,
 }
 
 /// Makes what is missing of the data directory and, outside production, the
-/// master key in it; then reads the master key. Several processes may do this
-/// at once: they end up with the same key. Blocks on files.
+/// master key in it; then reads the ring of master keys. Several processes may do
+/// this at once: they end up with the same key. Blocks on files, and on the
+/// command that gives the ring, if one is set.
 pub fn prepare(config: &Config, entropy: &dyn Entropy) -> Result<Prepared, Error> {
     let (mut made, mut warnings) = (Vec::new(), Vec::new());
     if make_directory(&config.data_dir, &mut warnings)? {
@@ -107,59 +116,10 @@ pub fn prepare(config: &Config, entropy: &dyn Entropy) -> Result<Prepared, Error
         }
     }
     Ok(Prepared {
-        master_key: read_master_key(config)?,
+        master_keys: master_keys::read(config)?,
         made,
         warnings,
     })
-}
-
-/// The master key that is set, or that is in the file that is set.
-fn read_master_key(config: &Config) -> Result<MasterKey, Error> {
-    let (name, text) = match (&config.master_key, &config.master_key_file) {
-        (Some(key), _) => (
-            "the master key".to_owned(),
-            Zeroizing::new(key.expose().to_owned()),
-        ),
-        (None, Some(path)) => (path.display().to_string(), read_secret(path)?),
-        (None, None) => return Err(Error::Unset),
-    };
-    let key: MasterKey = text
-        .parse()
-        .map_err(|why| Error::Malformed(name.clone(), why))?;
-    // Of the 43 characters of a random key about 31 differ; those of keys from
-    // samples and keyboards hardly do.
-    let mut distinct: Vec<char> = key.to_text().chars().collect();
-    distinct.sort_unstable();
-    distinct.dedup();
-    if config.profile == Profile::Production && distinct.len() < 12 {
-        return Err(Error::Weak(name));
-    }
-    Ok(key)
-}
-
-/// What is wrong with the master key, if it is there. One that is yet to be
-/// made is no problem.
-pub(super) fn check_master_key(config: &Config) -> Option<String> {
-    let key = if config.master_key.is_some() {
-        "master_key"
-    } else {
-        "master_key_file"
-    };
-    match read_master_key(config) {
-        Ok(_) | Err(Error::Unset) => None,
-        Err(Error::Io { path, source, .. })
-            if source.kind() == ErrorKind::NotFound
-                && config.profile != Profile::Production
-                && path == config.data_dir.join(MASTER_KEY) =>
-        {
-            None
-        }
-        Err(Error::Io { path, source, .. }) => Some(format!(
-            "`{key}`: {} cannot be read: {source}",
-            path.display()
-        )),
-        Err(error) => Some(format!("`{key}`: {error}")),
-    }
 }
 
 /// The text of a file that holds one secret, without white space around it.
@@ -176,10 +136,15 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, Error> {
             mode: metadata.mode() & 0o777,
         });
     }
+    read_bounded(file).map_err(&failed)
+}
+
+/// The text of a secret, without white space around it.
+pub(super) fn read_bounded(from: impl Read) -> io::Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::with_capacity(
         usize::try_from(MOST_BYTES).unwrap_or(0),
     ));
-    io::Read::read_to_string(&mut io::Read::take(file, MOST_BYTES), &mut text).map_err(&failed)?;
+    from.take(MOST_BYTES).read_to_string(&mut text)?;
     Ok(Zeroizing::new(text.trim().to_owned()))
 }
 

@@ -6,6 +6,7 @@
 //! [`data_dir::prepare`].
 
 pub mod data_dir;
+pub mod master_keys;
 #[cfg(test)]
 mod reference;
 mod rules;
@@ -41,10 +42,12 @@ pub struct Config {
     pub own_audience: String,
     /// The `client_id` of access tokens.
     pub client_id: String,
-    /// The master key as text.
+    /// The ring of master keys as text.
     pub master_key: Option<Secret>,
-    /// File with the master key.
+    /// File with the ring.
     pub master_key_file: Option<PathBuf>,
+    /// Command that prints the ring: a program and its arguments.
+    pub master_key_command: Vec<String>,
     /// Whether anybody may register.
     pub self_registration: bool,
     /// Whether gRPC reflection is served.
@@ -190,6 +193,7 @@ impl Default for Config {
             client_id: "countersign".to_owned(),
             master_key: None,
             master_key_file: None,
+            master_key_command: Vec::new(),
             self_registration: true,
             reflection: true,
             listen: listen::Config::default(),

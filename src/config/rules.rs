@@ -7,9 +7,12 @@ use std::{
 };
 
 use super::{
-    Config, Profile, Role, Setting, Settings, data_dir,
+    Config, Profile, Role, Setting, Settings, data_dir, master_keys,
     settings::{Origin, TWINS},
 };
+
+/// Keys by which the ring of master keys can be given; one of them is enough.
+const RINGS: [&str; 3] = ["master_key", "master_key_file", "master_key_command"];
 
 /// Fills in what follows from other keys: secrets from their files, and the
 /// defaults that the data directory and the side port give.
@@ -20,9 +23,11 @@ pub(super) fn resolve(
     problems: &mut Vec<String>,
 ) {
     let is_set = |settings: &Settings, key: &str| settings.get(key).is_some_and(Setting::is_set);
-    if is_set(settings, "master_key") && is_set(settings, "master_key_file") {
-        problems.push(both("master_key", "master_key_file", settings));
+    let rings: Vec<_> = RINGS.iter().filter(|key| is_set(settings, key)).collect();
+    if let [one, other, ..] = &rings[..] {
+        problems.push(both(one, other, settings));
     }
+    let has_ring = !rings.is_empty();
     for (key, file) in TWINS {
         if !is_set(settings, file) {
             continue;
@@ -54,7 +59,7 @@ pub(super) fn resolve(
         let url = format!("http://{}", settings.text("http.address"));
         settings.derive("issuer", url, Origin::Derived("http.address"));
     }
-    if !is_set(settings, "master_key") && !is_set(settings, "master_key_file") {
+    if !has_ring {
         let path = data_dir.join(data_dir::MASTER_KEY).display().to_string();
         settings.derive("master_key_file", path, Origin::Derived("data_dir"));
     }
@@ -79,12 +84,12 @@ fn resolve_sidecar(settings: &mut Settings, data_dir: &Path) {
     }
 }
 
-fn both(key: &str, file: &str, settings: &Settings) -> String {
+fn both(key: &str, other: &str, settings: &Settings) -> String {
     let origin = |key| settings.get(key).map(|s| s.origin().to_string());
     format!(
-        "`{key}` ({}) and `{file}` ({}) are both set; keep one",
+        "`{key}` ({}) and `{other}` ({}) are both set; keep one",
         origin(key).unwrap_or_default(),
-        origin(file).unwrap_or_default()
+        origin(other).unwrap_or_default()
     )
 }
 
@@ -124,7 +129,7 @@ pub(super) fn check(
     if config.telemetry.otlp_endpoint.contains('@') {
         problems.push("`telemetry.otlp_endpoint`: must not carry a login".to_owned());
     }
-    problems.extend(data_dir::check_master_key(config));
+    problems.extend(master_keys::check(config));
     if config.profile == Profile::Production {
         check_production(config, problems);
         warn_production(config, settings, warnings);
@@ -246,11 +251,14 @@ fn check_exposed(config: &Config, problems: &mut Vec<String>) {
 
 fn check_production(config: &Config, problems: &mut Vec<String>) {
     check_exposed(config, problems);
-    if config.master_key.is_none() && config.master_key_file.is_none() {
+    if config.master_key.is_none()
+        && config.master_key_file.is_none()
+        && config.master_key_command.is_empty()
+    {
         problems.push(
             "`master_key_file`: required in production: a file with 32 random bytes, made once by \
              `(umask 077 && head -c 32 /dev/urandom | base64 >master.key)` and the same on all \
-             nodes; or set `master_key`"
+             nodes; or set `master_key` or `master_key_command`"
                 .to_owned(),
         );
     }

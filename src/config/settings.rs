@@ -214,9 +214,13 @@ impl Setting {
         self.origin == Origin::Default
     }
 
-    /// Whether it has a value other than the empty text.
+    /// Whether it has a value other than the empty text or list.
     pub fn is_set(&self) -> bool {
-        self.value.as_str() != Some("")
+        match &self.value {
+            Value::String(text) => !text.is_empty(),
+            Value::Array(items) => !items.is_empty(),
+            _ => true,
+        }
     }
 
     /// The value as TOML and as it may be shown: without secrets.

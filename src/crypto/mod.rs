@@ -2,7 +2,7 @@
 //! keys that seal and authenticate. No database, no wire.
 //!
 //! - [`Lanes`]: Argon2id on a few threads behind a bounded queue.
-//! - [`Sealer`]: the other keys at rest, under the [`MasterKey`].
+//! - [`Sealer`]: the other keys at rest, under [`MasterKeys`].
 //! - [`Signer`]: access tokens.
 //! - [`RefreshKeys`]: refresh tokens.
 //! - [`RequestKeys`]: page and device tokens, MACs of request bodies and login
@@ -14,6 +14,7 @@
 mod argon2id;
 pub mod entropy;
 pub mod lanes;
+pub mod master_key;
 pub mod refresh;
 pub mod request;
 pub mod seal;
@@ -22,9 +23,10 @@ pub mod signing;
 
 pub use entropy::SystemEntropy;
 pub use lanes::{Lanes, Ticket, Verdict};
+pub use master_key::{MasterKey, MasterKeys};
 pub use refresh::{RefreshKeys, RefreshToken};
 pub use request::{Device, RequestKeys};
-pub use seal::{MasterKey, Sealer};
+pub use seal::{Seal, Sealer};
 pub use signing::Signer;
 
 #[cfg(test)]

@@ -225,11 +225,12 @@ mod tests {
     /// Keys 1 and 2 of 2026, in one ring; the third stands alone.
     fn keys() -> (RefreshKeys, RefreshKeys) {
         let entropy = Seeded::new(1);
-        let sealer = Sealer::new(&MasterKey::generate(&entropy)).unwrap();
+        let sealer = Sealer::new(&MasterKey::generate(&entropy).into()).unwrap();
         let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let make = |id, purpose| {
             let now = start + SignedDuration::from_hours(i64::from(id));
-            secret_key::generate(id, purpose, now, &entropy as &dyn Entropy, &sealer).unwrap()
+            secret_key::generate(id, purpose, now, &entropy as &dyn Entropy, sealer.first())
+                .unwrap()
         };
         let ring = [
             make(2, Purpose::Refresh),
@@ -350,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_ring_without_keys_is_an_error() {
-        let sealer = Sealer::new(&MasterKey::generate(&Seeded::new(2))).unwrap();
+        let sealer = Sealer::new(&MasterKey::generate(&Seeded::new(2)).into()).unwrap();
         assert!(RefreshKeys::open(&[], &sealer).is_err());
     }
 

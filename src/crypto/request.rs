@@ -192,10 +192,10 @@ mod tests {
     /// A ring of key 1, and the same ring once key 2 is there.
     fn keys() -> (RequestKeys, RequestKeys) {
         let entropy = Seeded::new(1);
-        let sealer = Sealer::new(&MasterKey::generate(&entropy)).unwrap();
+        let sealer = Sealer::new(&MasterKey::generate(&entropy).into()).unwrap();
         let make = |id| {
             let now = Timestamp::from_second(i64::from(id)).unwrap();
-            secret_key::generate(id, Purpose::Request, now, &entropy, &sealer).unwrap()
+            secret_key::generate(id, Purpose::Request, now, &entropy, sealer.first()).unwrap()
         };
         let both = [make(1), make(2)];
         (

@@ -9,10 +9,10 @@ use aws_lc_rs::{constant_time, hmac};
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use super::seal::{Context, Sealer};
+use super::seal::{Context, Seal, Sealer};
 use crate::{
     domain::{
-        Entropy,
+        Entropy, MasterKeyId,
         signing_key::{Purpose, SecretKey},
     },
     error::{Error, Result},
@@ -27,7 +27,7 @@ pub fn generate(
     purpose: Purpose,
     now: Timestamp,
     entropy: &dyn Entropy,
-    sealer: &Sealer,
+    seal: &Seal,
 ) -> Result<SecretKey> {
     let mut key = Zeroizing::new([0; BYTES]);
     entropy.fill(key.as_mut());
@@ -35,9 +35,31 @@ pub fn generate(
     Ok(SecretKey {
         id,
         purpose,
-        sealed: sealer.seal(&context(purpose, &name), key.as_ref(), entropy)?,
+        sealed: seal.seal(&context(purpose, &name), key.as_ref(), entropy)?,
         created_at: now,
     })
+}
+
+/// The master key that it is sealed under, once it has been opened.
+pub fn master_key(key: &SecretKey, sealer: &Sealer) -> Result<MasterKeyId> {
+    let name = key.id.to_string();
+    let opened = sealer.open(&context(key.purpose, &name), &key.sealed)?;
+    Ok(opened.seal.id())
+}
+
+/// The key under the first master key of the ring; none if it is already.
+pub fn rewrapped(
+    key: &SecretKey,
+    sealer: &Sealer,
+    entropy: &dyn Entropy,
+) -> Result<Option<SecretKey>> {
+    let name = key.id.to_string();
+    let context = context(key.purpose, &name);
+    let sealed = sealer.rewrapped(&context, &key.sealed, entropy)?;
+    Ok(sealed.map(|sealed| SecretKey {
+        sealed,
+        ..key.clone()
+    }))
 }
 
 fn context(purpose: Purpose, id: &str) -> Context<'_> {
@@ -63,7 +85,7 @@ impl Ring {
         let mut newest = None;
         for key in keys.iter().filter(|key| key.purpose == purpose) {
             let opened = sealer.open(&context(purpose, &key.id.to_string()), &key.sealed)?;
-            let opened = hmac::Key::new(hmac::HMAC_SHA256, &opened);
+            let opened = hmac::Key::new(hmac::HMAC_SHA256, &opened.plain);
             ring.insert(key.id, opened.clone());
             let age = (key.created_at, key.id);
             if newest.as_ref().is_none_or(|(newest, _)| age > *newest) {

@@ -24,7 +24,7 @@ use countersign_verifier::{Algorithm, Claims, KeyState, PublicKey};
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use super::seal::{Context, Sealer};
+use super::seal::{Context, Seal, Sealer};
 use crate::{
     domain::{Entropy, signing_key::SigningKey},
     error::{Error, Result},
@@ -52,13 +52,13 @@ pub fn generate(
     state: KeyState,
     now: Timestamp,
     entropy: &dyn Entropy,
-    sealer: &Sealer,
+    seal: &Seal,
 ) -> Result<SigningKey> {
     let pair = Pair::generate(algorithm, entropy)?;
     let public_key = pair.public_key().to_vec();
     let kid = thumbprint(algorithm, &public_key)?;
     let private = pair.to_pkcs8().map_err(Error::internal)?;
-    let sealed = sealer.seal(&context(&kid, &public_key), private.as_ref(), entropy)?;
+    let sealed = seal.seal(&context(&kid, &public_key), private.as_ref(), entropy)?;
     Ok(SigningKey {
         kid,
         algorithm,
@@ -69,6 +69,26 @@ pub fn generate(
         changed_at: now,
         verify_until: None,
     })
+}
+
+/// What a key is sealed with, once it has been opened.
+pub fn seal_of<'a>(key: &SigningKey, sealer: &'a Sealer) -> Result<&'a Seal> {
+    let opened = sealer.open(&context(&key.kid, &key.public_key), &key.sealed)?;
+    Ok(opened.seal)
+}
+
+/// The key under the first master key of the ring; none if it is already.
+pub fn rewrapped(
+    key: &SigningKey,
+    sealer: &Sealer,
+    entropy: &dyn Entropy,
+) -> Result<Option<SigningKey>> {
+    let context = context(&key.kid, &key.public_key);
+    let sealed = sealer.rewrapped(&context, &key.sealed, entropy)?;
+    Ok(sealed.map(|sealed| SigningKey {
+        sealed,
+        ..key.clone()
+    }))
 }
 
 fn context<'a>(kid: &'a str, public_key: &'a [u8]) -> Context<'a> {
@@ -101,7 +121,7 @@ impl Signer {
     /// belong together.
     pub fn open(key: &SigningKey, sealer: &Sealer) -> Result<Self> {
         let private = sealer.open(&context(&key.kid, &key.public_key), &key.sealed)?;
-        let pair = Pair::from_pkcs8(key.algorithm, &private)?;
+        let pair = Pair::from_pkcs8(key.algorithm, &private.plain)?;
         if pair.public_key() != key.public_key {
             return Err(Error::internal(format!(
                 "the halves of the signing key {} do not belong together",
@@ -203,13 +223,20 @@ mod tests {
     const BOTH: [Algorithm; 2] = [Algorithm::Ed25519, Algorithm::Es256];
 
     fn sealer(seed: u64) -> Sealer {
-        Sealer::new(&MasterKey::generate(&Seeded::new(seed))).unwrap()
+        Sealer::new(&MasterKey::generate(&Seeded::new(seed)).into()).unwrap()
     }
 
     fn key(algorithm: Algorithm, seed: u64) -> SigningKey {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         let entropy = Seeded::new(seed);
-        generate(algorithm, KeyState::Active, now, &entropy, &sealer(1)).unwrap()
+        generate(
+            algorithm,
+            KeyState::Active,
+            now,
+            &entropy,
+            sealer(1).first(),
+        )
+        .unwrap()
     }
 
     fn claims() -> Claims {
@@ -351,14 +378,16 @@ mod tests {
     fn halves_that_do_not_belong_together_are_refused() {
         let entropy = Seeded::new(4);
         let (mine, other) = (key(Algorithm::Ed25519, 2), key(Algorithm::Ed25519, 3));
-        let private = sealer(1)
+        let sealer = sealer(1);
+        let private = sealer
             .open(&context(&other.kid, &other.public_key), &other.sealed)
             .unwrap();
         // Sealed for the place of the wrong public half.
         let context = context(&mine.kid, &mine.public_key);
-        let sealed = sealer(1).seal(&context, &private, &entropy).unwrap();
+        let first = sealer.first();
+        let sealed = first.seal(&context, &private.plain, &entropy).unwrap();
         let mixed = SigningKey { sealed, ..mine };
-        assert!(Signer::open(&mixed, &sealer(1)).is_err());
+        assert!(Signer::open(&mixed, &sealer).is_err());
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub struct AuditEvent {
     pub role_id: Option<RoleId>,
     /// The API key concerned, else the one by which it was done.
     pub api_key_id: Option<ApiKeyId>,
-    /// The signing key concerned.
+    /// The signing key concerned, or the master key.
     pub kid: Option<String>,
     /// Finds the call in the log.
     pub correlation_id: String,
@@ -124,6 +124,8 @@ actions! {
     ApiKeyRevoked = "api_key.revoked",
     /// The first signing key was created.
     KeyCreated = "key.created",
+    /// All keys were sealed under another master key.
+    KeysRewrapped = "key.rewrapped",
     /// A signing key was created, to sign later.
     KeyStaged = "key.staged",
     /// A signing key signs from then on, and the one before it no more.

@@ -3,6 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
+use super::MasterKeyId;
+
 /// A node's word about itself, given about once a second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
@@ -21,6 +23,9 @@ pub struct Node {
     pub acked_seq: Option<i64>,
     /// By how much its clock is ahead of the database's.
     pub clock_skew: SignedDuration,
+    /// The master keys that it has; none are told by versions that know of one
+    /// only.
+    pub master_keys: Vec<MasterKeyId>,
 }
 
 impl Node {

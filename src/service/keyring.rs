@@ -8,14 +8,13 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use countersign_verifier::{Algorithm, KeySet, KeyState, PublicKey};
-use jiff::Timestamp;
+use countersign_verifier::{KeySet, KeyState, PublicKey};
 
 use super::Core;
 use crate::{
-    crypto::{RefreshKeys, RequestKeys, Sealer, Signer, secret_key, signing},
+    crypto::{RefreshKeys, RequestKeys, Seal, Sealer, Signer, secret_key, signing},
     domain::{
-        Call, Entropy,
+        Call,
         audit::Action,
         signing_key::{Purpose, SigningKey},
         trust::TrustChange,
@@ -71,15 +70,19 @@ impl Keyring {
         self.keys.load_full().ok_or_else(Error::not_ready)
     }
 
-    /// A new signing key, sealed.
-    pub(super) fn generate(
-        &self,
-        algorithm: Algorithm,
-        state: KeyState,
-        now: Timestamp,
-        entropy: &dyn Entropy,
-    ) -> Result<SigningKey> {
-        signing::generate(algorithm, state, now, entropy, &self.sealer)
+    /// What opens the keys.
+    pub(super) fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
+    /// What a new key beside these is sealed with: what the key that signs is,
+    /// and so what all of them are. A node whose ring begins with a new master
+    /// key must not use it before all nodes have it, which is a rewrap's to see.
+    pub(super) fn seal_beside(&self, stored: &[SigningKey]) -> Result<&Seal> {
+        match stored.iter().find(|key| key.state == KeyState::Active) {
+            Some(active) => signing::seal_of(active, &self.sealer),
+            None => Ok(self.sealer.first()),
+        }
     }
 
     /// Reads all keys anew because a token names one that is not known. Anybody
@@ -110,6 +113,8 @@ impl Keyring {
         let active = active.ok_or_else(|| Error::internal("there is no active signing key"))?;
         let mut public = KeySet::default();
         for key in &pairs {
+            // Nobody has put a public half there whose other half we do not have.
+            signing::seal_of(key, &self.sealer)?;
             let key = PublicKey::new(key.kid.clone(), key.algorithm, key.state, &key.public_key);
             public.insert(key.map_err(Error::internal)?);
         }
@@ -136,7 +141,6 @@ pub async fn load(core: &Core, call: &Call) -> Result<()> {
 pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
     let algorithm = core.policy.tokens.algorithm();
     let algorithm = algorithm.ok_or_else(|| Error::internal("tokens.algorithm is not known"))?;
-    let sealer = &core.keyring.sealer;
     let complete = {
         let mut conn = core.store.read(call).await?;
         let pairs = keys::signing_keys(&mut conn).await?;
@@ -154,9 +158,10 @@ pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
             keys::lock(tx).await?;
             let now = core.now();
             let pairs = keys::signing_keys(tx).await?;
+            let seal = core.keyring.seal_beside(&pairs)?;
             if !pairs.iter().any(|key| key.state == KeyState::Active) {
-                let entropy = &*core.entropy;
-                let key = (core.keyring).generate(algorithm, KeyState::Active, now, entropy)?;
+                let state = KeyState::Active;
+                let key = signing::generate(algorithm, state, now, &*core.entropy, seal)?;
                 if keys::insert_signing_key(tx, &key).await? {
                     tracing::info!(kid = key.kid, "created the first signing key");
                     let event = record::event(core, call, Action::KeyCreated).key(&key.kid);
@@ -169,7 +174,7 @@ pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
             for purpose in PURPOSES {
                 if secrets.iter().all(|key| key.purpose != purpose) {
                     id += 1;
-                    let key = secret_key::generate(id, purpose, now, &*core.entropy, sealer)?;
+                    let key = secret_key::generate(id, purpose, now, &*core.entropy, seal)?;
                     keys::insert_secret_key(tx, &key).await?;
                     tx.announce(TrustChange::SecretKeys);
                 }

@@ -17,6 +17,7 @@ use super::{
     record, token, trust,
 };
 use crate::{
+    crypto::signing,
     domain::{Call, Node, audit::Action, signing_key::SigningKey, trust::TrustChange},
     error::{Error, Reason, Result},
     store::{Conn, audit, keys, nodes, trust as log},
@@ -125,22 +126,22 @@ pub async fn stage(
         Ok(claim) => claim,
         Err(reply) => return before(core, call, reply).await,
     };
-    let key = make(core, algorithm)?;
     let written = core
         .store
         .write(call, async |tx| {
             keys::lock(tx).await?;
-            if !claim.take(core, call, tx, &key, None).await? {
-                return Ok(false);
-            }
             let all = keys::signing_keys(tx).await?;
+            let key = make(core, algorithm, &all)?;
+            if !claim.take(core, call, tx, &key, None).await? {
+                return Ok(None);
+            }
             insert(core, call, tx, &all, &key).await?;
-            Ok(true)
+            Ok(Some(key))
         })
         .await?;
-    if !written.value {
+    let Some(key) = written.value else {
         return before(core, call, claim.winner(core, call).await?).await;
-    }
+    };
     core.trust.reach(written.seq).await?;
     Ok(Made::Now(key))
 }
@@ -152,21 +153,21 @@ pub(super) async fn stage_when_due(
     call: &Call,
     is_due: impl Fn(&[SigningKey]) -> bool,
 ) -> Result<Option<SigningKey>> {
-    let key = make(core, None)?;
     let written = core
         .store
         .write(call, async |tx| {
             keys::lock(tx).await?;
             let all = keys::signing_keys(tx).await?;
-            let due = is_due(&all);
-            if due {
-                insert(core, call, tx, &all, &key).await?;
+            if !is_due(&all) {
+                return Ok(None);
             }
-            Ok(due)
+            let key = make(core, None, &all)?;
+            insert(core, call, tx, &all, &key).await?;
+            Ok(Some(key))
         })
         .await?;
     core.trust.reach(written.seq).await?;
-    Ok(written.value.then_some(key))
+    Ok(written.value)
 }
 
 /// The answer to a call that had its effect before, once that is in force here.
@@ -175,12 +176,13 @@ async fn before(core: &Core, call: &Call, reply: Vec<u8>) -> Result<Made<Signing
     Ok(Made::Before(reply))
 }
 
-fn make(core: &Core, algorithm: Option<Algorithm>) -> Result<SigningKey> {
+/// A new key beside these.
+fn make(core: &Core, algorithm: Option<Algorithm>, all: &[SigningKey]) -> Result<SigningKey> {
     let algorithm = algorithm.or_else(|| core.policy.tokens.algorithm());
     let algorithm = algorithm.ok_or_else(|| Error::internal("tokens.algorithm is not known"))?;
+    let seal = core.keyring.seal_beside(all)?;
     let (now, entropy) = (core.now(), &*core.entropy);
-    core.keyring
-        .generate(algorithm, KeyState::Next, now, entropy)
+    signing::generate(algorithm, KeyState::Next, now, entropy, seal)
 }
 
 async fn insert(

@@ -9,6 +9,7 @@
 //! | `token` | what a pair of tokens holds, and its life |
 //! | `keyring` | the keys in use, and their creation at first start |
 //! | `keys`, `rotation` | rotating signing keys, by hand and by schedule |
+//! | `rewrap` | changing the master key |
 //! | `presence` | what a node tells the others about itself |
 //! | `skew` | whether its clock is right |
 //! | `throttle` | slowing down those who guess passwords |
@@ -36,6 +37,7 @@ pub mod presence;
 mod record;
 pub mod refresh;
 pub mod register;
+pub mod rewrap;
 pub mod roles;
 pub mod rotation;
 pub mod session;

@@ -76,6 +76,7 @@ impl Presence {
             validators: u32::try_from(validators).unwrap_or(u32::MAX),
             acked_seq,
             clock_skew,
+            master_keys: self.core.keyring.sealer().ids().collect(),
         };
         let tell = async |tx: &mut _| nodes::tell(tx, &node).await;
         self.core.store.write(&self.call, tell).await?;

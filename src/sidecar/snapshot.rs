@@ -87,7 +87,7 @@ impl Snapshot {
         Ok(Self {
             file: Some(Arc::new(Sealed {
                 path,
-                sealer: Sealer::new(&key)?,
+                sealer: Sealer::new(&key.into())?,
                 issuer: config.issuer.clone(),
                 entropy,
             })),
@@ -180,7 +180,8 @@ impl Sealed {
         for part in wire::snapshot(state, uptime) {
             part.encode_length_delimited(&mut plain)?;
         }
-        let sealed = self.sealer.seal(&self.context(), &plain, &*self.entropy)?;
+        let seal = self.sealer.first();
+        let sealed = seal.seal(&self.context(), &plain, &*self.entropy)?;
         let draft = self.path.with_extension("new");
         let mut file = OpenOptions::new()
             .write(true)
@@ -211,10 +212,13 @@ impl Sealed {
         }
         let sealed = fs::read(&self.path)?;
         let opened = self.sealer.open(&self.context(), &sealed);
-        let plain = opened.map_err(|_| {
+        let opened = opened.map_err(|_| {
             anyhow::anyhow!("it does not open: made under another credential or for another issuer")
         })?;
-        let (as_of, mut parts) = plain.split_first_chunk().context("it is cut short")?;
+        let (as_of, mut parts) = opened
+            .plain
+            .split_first_chunk()
+            .context("it is cut short")?;
         let as_of = Timestamp::from_millisecond(i64::from_be_bytes(*as_of))?;
         let age = now.duration_since(as_of);
         let Ok(age) = Duration::try_from(age) else {

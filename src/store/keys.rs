@@ -195,6 +195,33 @@ pub async fn insert_secret_key(conn: &mut Conn, key: &SecretKey) -> Result<bool>
     Ok(inserted == 1)
 }
 
+/// Puts a sealed text in the place of another, if that is still there.
+pub async fn reseal_signing_key(
+    conn: &mut Conn,
+    kid: &str,
+    from: &[u8],
+    to: &[u8],
+) -> Result<bool> {
+    let key = signing_keys::table
+        .find(kid)
+        .filter(signing_keys::sealed.eq(from));
+    let resealed = on!(conn, |c| diesel::update(key)
+        .set(signing_keys::sealed.eq(to))
+        .execute(c))?;
+    Ok(resealed == 1)
+}
+
+/// Puts a sealed text in the place of another, if that is still there.
+pub async fn reseal_secret_key(conn: &mut Conn, id: i32, from: &[u8], to: &[u8]) -> Result<bool> {
+    let key = secret_keys::table
+        .find(id)
+        .filter(secret_keys::sealed.eq(from));
+    let resealed = on!(conn, |c| diesel::update(key)
+        .set(secret_keys::sealed.eq(to))
+        .execute(c))?;
+    Ok(resealed == 1)
+}
+
 /// Lets one transaction at a time look at the keys and change them: two nodes
 /// may start, or rotate, at once. Lasts until the transaction ends.
 pub async fn lock(conn: &mut Conn) -> Result<()> {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     conn::{Conn, on},
     schema::nodes,
-    types::{At, Id, Instant, illegal},
+    types::{At, Id, Instant, illegal, parse},
 };
 use crate::{
     domain::Node,
@@ -25,6 +25,8 @@ struct Row {
     validators: i32,
     acked_seq: Option<i64>,
     clock_skew_us: i64,
+    /// With a space between each two.
+    master_keys: String,
 }
 
 impl TryFrom<Row> for Node {
@@ -33,6 +35,10 @@ impl TryFrom<Row> for Node {
     fn try_from(row: Row) -> Result<Self> {
         let validators = u32::try_from(row.validators)
             .map_err(|why| illegal("nodes", "validators", row.id, why))?;
+        let master_keys = row.master_keys.split_whitespace();
+        let master_keys = master_keys
+            .map(|id| parse("nodes", "master_keys", row.id, id))
+            .collect::<Result<_>>()?;
         Ok(Self {
             id: row.id.0,
             started_at: row.started_at.0,
@@ -41,12 +47,14 @@ impl TryFrom<Row> for Node {
             validators,
             acked_seq: row.acked_seq,
             clock_skew: SignedDuration::from_micros(row.clock_skew_us),
+            master_keys,
         })
     }
 }
 
 /// Writes the row of a node, or makes it anew.
 pub async fn tell(conn: &mut Conn, node: &Node) -> Result<()> {
+    let master_keys = node.master_keys.iter().map(ToString::to_string);
     let row = Row {
         id: Id(node.id),
         started_at: node.started_at.into(),
@@ -55,6 +63,7 @@ pub async fn tell(conn: &mut Conn, node: &Node) -> Result<()> {
         validators: i32::try_from(node.validators).unwrap_or(i32::MAX),
         acked_seq: node.acked_seq,
         clock_skew_us: i64::try_from(node.clock_skew.as_micros()).unwrap_or(i64::MAX),
+        master_keys: master_keys.collect::<Vec<_>>().join(" "),
     };
     on!(conn, |c| diesel::insert_into(nodes::table)
         .values(&row)
@@ -66,6 +75,7 @@ pub async fn tell(conn: &mut Conn, node: &Node) -> Result<()> {
             nodes::validators.eq(excluded(nodes::validators)),
             nodes::acked_seq.eq(excluded(nodes::acked_seq)),
             nodes::clock_skew_us.eq(excluded(nodes::clock_skew_us)),
+            nodes::master_keys.eq(excluded(nodes::master_keys)),
         ))
         .execute(c))?;
     Ok(())

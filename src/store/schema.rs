@@ -149,6 +149,7 @@ tables! {
         validators -> Integer,
         acked_seq -> Nullable<BigInt>,
         clock_skew_us -> BigInt,
+        master_keys -> Text,
     }
 
     audit_origins (event_id) {

@@ -228,9 +228,9 @@ on_both! {
             .map(|key| key["kid"].clone()).collect();
         assert!(published.contains(&active[0]["kid"]));
         let fields: Vec<_> = active[0].as_object().unwrap().keys().cloned().collect();
-        assert_eq!(fields, ["alg", "changed_at", "created_at", "kid", "state", "verify_until"]);
+        assert_eq!(fields, ["alg", "changed_at", "created_at", "kid", "master_key", "state", "verify_until"]);
         let table = program.succeed(&["key", "list"], "");
-        assert_eq!(heading(&table), ["KID", "ALG", "STATE", "CREATED", "SINCE", "UNTIL"]);
+        assert_eq!(heading(&table), ["KID", "ALG", "STATE", "CREATED", "SINCE", "UNTIL", "MASTER", "KEY"]);
     }
 
     async fn check_config_shows_where_values_come_from_and_no_secret(program: Program) {

@@ -30,6 +30,7 @@ use crate::{
     on_both,
 };
 
+mod rewrap;
 mod several_nodes;
 
 /// How long a key is published before it signs, as by default: the JWKS may be

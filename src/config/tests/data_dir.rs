@@ -3,7 +3,11 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use super::{KEY, Start};
-use crate::{config::data_dir, domain::Entropy};
+use crate::{
+    config::data_dir::{self, Prepared},
+    crypto::MasterKey,
+    domain::Entropy,
+};
 
 #[derive(Debug)]
 struct Counter(std::sync::atomic::AtomicU8);
@@ -35,7 +39,8 @@ fn a_first_start_makes_directory_and_key_and_a_second_is_quiet() {
     let config = start.load().unwrap().config;
     let second = data_dir::prepare(&config, &Counter(99.into())).unwrap();
     assert_eq!(second.made, []);
-    assert_eq!(second.master_key.to_text(), first.master_key.to_text());
+    let id = |prepared: &Prepared| prepared.master_keys.first.id();
+    assert_eq!(id(&second), id(&first));
 }
 
 #[test]
@@ -51,7 +56,7 @@ fn racing_first_starts_end_up_with_one_key() {
             .collect();
         threads
             .into_iter()
-            .map(|t| t.join().unwrap().master_key.to_text())
+            .map(|t| t.join().unwrap().master_keys.first.id())
             .collect::<Vec<_>>()
     });
     assert!(keys.iter().all(|key| *key == keys[0]));
@@ -107,4 +112,63 @@ fn key_files_that_others_can_read_are_refused() {
             }
         }
     }
+}
+
+#[test]
+fn a_ring_comes_from_a_setting_a_file_or_a_command() {
+    let other = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
+    let ids: Vec<_> = [KEY, other]
+        .map(|key| key.parse::<MasterKey>().unwrap().id())
+        .into();
+    let start = Start::new(&[]);
+    let path = start.write("ring", &format!("{KEY}\n{other}\n"), 0o600);
+    let path = path.to_str().unwrap();
+    let both = format!("{KEY},{other}");
+    for (name, value) in [
+        ("COUNTERSIGN_MASTER_KEY", &*both),
+        ("COUNTERSIGN_MASTER_KEY_FILE", path),
+        ("COUNTERSIGN_MASTER_KEY_COMMAND", &format!("cat,{path}")),
+    ] {
+        let loaded = Start::new(&[(name, value)]).load().unwrap();
+        let ring = data_dir::prepare(&loaded.config, &entropy()).unwrap();
+        let ring = ring.master_keys;
+        assert_eq!(
+            ring.iter().map(MasterKey::id).collect::<Vec<_>>(),
+            ids,
+            "{name}"
+        );
+        assert!(!loaded.config.data_dir.join("master.key").exists());
+
+        // In production each key of it must be random, and there is one ring.
+        let mut start = Start::production(&[("COUNTERSIGN_MASTER_KEY", ""), (name, value)]);
+        let weak = match start.load() {
+            Ok(loaded) => data_dir::prepare(&loaded.config, &entropy())
+                .unwrap_err()
+                .to_string(),
+            Err(problems) => problems.to_string(),
+        };
+        assert!(weak.contains("is not random"), "{weak}");
+        for second in ["COUNTERSIGN_MASTER_KEY", "COUNTERSIGN_MASTER_KEY_FILE"] {
+            if second != name {
+                start.set(second, "x");
+                let problems = start.load().unwrap_err().to_string();
+                assert!(problems.contains("are both set; keep one"), "{problems}");
+                start.set(second, "");
+            }
+        }
+    }
+}
+
+/// A command may be slow and may count how often it is asked.
+#[test]
+fn a_command_runs_at_the_start_only() {
+    let start = Start::new(&[("COUNTERSIGN_MASTER_KEY_COMMAND", "false,canary")]);
+    let config = start.load().unwrap().config;
+    let error = data_dir::prepare(&config, &entropy()).unwrap_err();
+    let said = error.to_string();
+    assert!(
+        said.contains("the command `false` of `master_key_command` failed"),
+        "{said}"
+    );
+    assert!(!said.contains("canary"), "{said}");
 }

@@ -11,7 +11,8 @@ use std::{
 
 use countersign::{
     app::{self, Seams},
-    config::{Config, Profile},
+    config::{Config, Profile, Secret},
+    crypto::MasterKeys,
     domain::{Call, DisplayName, Metadata, RoleName},
     service::{Core, Trust, once::Repeatable, users},
     telemetry::{Format, Telemetry},
@@ -27,7 +28,7 @@ use super::{
     logs,
 };
 
-/// The master key of every node.
+/// The master key of every node whose settings name none.
 pub const MASTER_KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 /// The password of every persona.
@@ -139,12 +140,16 @@ impl World {
 
     /// What the command line works with, beside the nodes.
     pub async fn command_line(&self) -> Core {
+        self.command_line_with(&ring(&self.config)).await
+    }
+
+    /// The same with a ring of master keys of its own.
+    pub async fn command_line_with(&self, ring: &MasterKeys) -> Core {
         let seams = Seams {
             clock: self.clock.clone(),
             entropy: Arc::new(Seeded::new(1_000 + self.seeds.fetch_add(1, Relaxed))),
         };
-        let master_key = MASTER_KEY.parse().expect("a key");
-        let core = app::core(&self.config, &master_key, &seams, Trust::unattended()).await;
+        let core = app::core(&self.config, ring, &seams, Trust::unattended()).await;
         core.expect("opens")
     }
 
@@ -317,9 +322,8 @@ impl Node {
         };
         let telemetry = Telemetry::install_to(&config.telemetry, logs::writer());
         let telemetry = telemetry.expect("telemetry");
-        let master_key = MASTER_KEY.parse().expect("a key");
         let work = Handle::current();
-        let running = app::Node::start(config, &master_key, seams, &telemetry, &work).await;
+        let running = app::Node::start(config, &ring(config), seams, &telemetry, &work).await;
         running.expect("starts")
     }
 
@@ -341,6 +345,15 @@ impl Node {
     pub fn new_connection(&self) -> Client {
         Client::new(connect(self.address), None)
     }
+}
+
+/// The master keys that these settings mean.
+fn ring(config: &Config) -> MasterKeys {
+    let text = config
+        .master_key
+        .as_ref()
+        .map_or(MASTER_KEY, Secret::expose);
+    text.parse().expect("master keys")
 }
 
 fn connect(address: SocketAddr) -> Channel {

@@ -1,0 +1,2 @@
+-- The ids of the master keys that a node has, with a space between each two.
+ALTER TABLE nodes ADD COLUMN master_keys text NOT NULL DEFAULT '';
