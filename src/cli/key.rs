@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use anyhow::bail;
 use clap::{Args, Subcommand, ValueEnum};
-use countersign_verifier::{Algorithm, KeyState};
+use countersign_verifier::Algorithm;
 use serde_json::{Value, json};
 
 use super::{Format, table::table, user::seconds};
@@ -118,7 +118,7 @@ pub fn show(keys: &[SigningKey], format: Format) -> String {
                     [
                         key.kid.clone(),
                         key.algorithm.name().to_owned(),
-                        state(key.state).to_owned(),
+                        key.state.name().to_owned(),
                         seconds(key.created_at).to_string(),
                         seconds(key.changed_at).to_string(),
                         until.unwrap_or_else(|| "-".to_owned()),
@@ -142,7 +142,7 @@ pub fn show(keys: &[SigningKey], format: Format) -> String {
                 json!({
                     "kid": key.kid,
                     "alg": key.algorithm.name(),
-                    "state": state(key.state),
+                    "state": key.state.name(),
                     "created_at": key.created_at.to_string(),
                     "changed_at": key.changed_at.to_string(),
                     "verify_until": key.verify_until.map(|until| until.to_string()),
@@ -212,14 +212,6 @@ fn lacking(standing: &Standing) -> String {
         .ok();
     }
     text
-}
-
-fn state(state: KeyState) -> &'static str {
-    match state {
-        KeyState::Next => "next",
-        KeyState::Active => "active",
-        KeyState::Retired => "retired",
-    }
 }
 
 /// Does it, and returns what to print.

@@ -1,8 +1,8 @@
 //! Keys at rest: AES-256-GCM under a master key.
 //!
-//! What is sealed is bound to where it belongs (purpose, id and public half
-//! are associated data), so that whoever can write rows cannot pass one key
-//! for another. Nonces are random: one master key seals a few dozen keys in
+//! What is sealed is bound to where it belongs (purpose, id, public half and
+//! whatever else its row says are associated data), so that whoever can write
+//! rows cannot pass one key for another, nor for what it is not. Nonces are random: one master key seals a few dozen keys in
 //! its life, far from the 2^32 of NIST SP 800-38D, section 8.3.
 //!
 //! A sealed text of version 2 is
@@ -12,7 +12,8 @@
 //! ```
 //!
 //! and its first two parts are authenticated with the rest. Version 1, which is
-//! opened and no longer made, has no id: whichever key opens it is the one.
+//! opened and no longer made, has no id: whichever key opens it is the one. Nor
+//! does it bind more than purpose, id and public half.
 
 use std::fmt;
 
@@ -64,6 +65,8 @@ pub struct Context<'a> {
     pub id: &'a str,
     /// The public half; empty for a symmetric key.
     pub public_key: &'a [u8],
+    /// What else its row says.
+    pub facts: &'a str,
 }
 
 /// A sealed key did not open.
@@ -116,7 +119,7 @@ impl Seal {
         self.key
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
-                Aad::from(context.associated_data(LABEL, &header)),
+                Aad::from(context.associated_data(&header)),
                 &mut *text,
             )
             .map_err(Error::internal)?;
@@ -186,33 +189,21 @@ impl Sealer {
         })
     }
 
-    /// The same under the first key of the ring, and of the version that is made
-    /// today; none if it is so already.
-    pub fn rewrapped(
-        &self,
-        context: &Context,
-        sealed: &[u8],
-        entropy: &dyn Entropy,
-    ) -> Result<Option<Vec<u8>>> {
-        let opened = self.open(context, sealed)?;
-        if opened.is_current && opened.seal.id == self.first.id {
-            return Ok(None);
-        }
-        self.first.seal(context, &opened.plain, entropy).map(Some)
+    /// Whether it is sealed as it would be today: under the first key of the ring,
+    /// in the version that is made.
+    pub fn is_up_to_date(&self, opened: &Opened) -> bool {
+        opened.is_current && opened.seal.id == self.first.id
     }
 
     fn try_open(&self, context: &Context, sealed: &[u8]) -> Option<Opened<'_>> {
         let under = sealed_under(sealed);
-        let (data, rest) = match under {
-            Some(id) => {
-                let header = header(id);
-                let data = context.associated_data(LABEL, &header);
-                (data, sealed.get(header.len()..)?)
-            }
-            None => {
-                let rest = sealed.strip_prefix(&[OLD_VERSION])?;
-                (context.associated_data(OLD_LABEL, &[]), rest)
-            }
+        let (data, rest) = if let Some(id) = under {
+            let header = header(id);
+            let data = context.associated_data(&header);
+            (data, sealed.get(header.len()..)?)
+        } else {
+            let rest = sealed.strip_prefix(&[OLD_VERSION])?;
+            (context.old_associated_data(), rest)
         };
         let (nonce, text) = rest.split_at_checked(NONCE_LEN)?;
         let mut seals = self
@@ -229,16 +220,33 @@ impl Sealer {
 }
 
 impl Context<'_> {
-    /// Each part is preceded by its length, so that no two contexts are
-    /// written alike.
-    fn associated_data(&self, label: &[u8], header: &[u8]) -> Vec<u8> {
-        let mut data = [label, header].concat();
-        for part in [self.purpose.as_bytes(), self.id.as_bytes(), self.public_key] {
-            data.extend_from_slice(&(part.len() as u64).to_be_bytes());
-            data.extend_from_slice(part);
-        }
-        data
+    fn associated_data(&self, header: &[u8]) -> Vec<u8> {
+        let facts = self.facts.as_bytes();
+        let parts = [
+            self.purpose.as_bytes(),
+            self.id.as_bytes(),
+            self.public_key,
+            facts,
+        ];
+        written(&[LABEL, header].concat(), &parts)
     }
+
+    /// The same for version 1.
+    fn old_associated_data(&self) -> Vec<u8> {
+        let parts = [self.purpose.as_bytes(), self.id.as_bytes(), self.public_key];
+        written(OLD_LABEL, &parts)
+    }
+}
+
+/// Each part is preceded by its length, so that no two contexts are written
+/// alike.
+fn written(label: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+    let mut data = label.to_vec();
+    for part in parts {
+        data.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        data.extend_from_slice(part);
+    }
+    data
 }
 
 impl fmt::Debug for Seal {
@@ -267,6 +275,7 @@ mod tests {
         purpose: "signing",
         id: "k1",
         public_key: b"public",
+        facts: "active",
     };
 
     fn ring<const N: usize>(seeds: [u64; N]) -> Sealer {
@@ -299,6 +308,10 @@ mod tests {
             },
             Context {
                 public_key: b"other",
+                ..CONTEXT
+            },
+            Context {
+                facts: "next",
                 ..CONTEXT
             },
             // The same bytes, divided otherwise.

@@ -9,10 +9,10 @@ use aws_lc_rs::{constant_time, hmac};
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use super::seal::{Context, Seal, Sealer};
+use super::seal::{Context, Opened, Seal, Sealer};
 use crate::{
     domain::{
-        Entropy, MasterKeyId,
+        Entropy,
         signing_key::{Purpose, SecretKey},
     },
     error::{Error, Result},
@@ -29,22 +29,28 @@ pub fn generate(
     entropy: &dyn Entropy,
     seal: &Seal,
 ) -> Result<SecretKey> {
-    let mut key = Zeroizing::new([0; BYTES]);
-    entropy.fill(key.as_mut());
-    let name = id.to_string();
-    Ok(SecretKey {
+    let mut plain = Zeroizing::new([0; BYTES]);
+    entropy.fill(plain.as_mut());
+    let key = SecretKey {
         id,
         purpose,
-        sealed: seal.seal(&context(purpose, &name), key.as_ref(), entropy)?,
+        sealed: Vec::new(),
         created_at: now,
-    })
+    };
+    sealed(key, plain.as_ref(), seal, entropy)
 }
 
-/// The master key that it is sealed under, once it has been opened.
-pub fn master_key(key: &SecretKey, sealer: &Sealer) -> Result<MasterKeyId> {
-    let name = key.id.to_string();
-    let opened = sealer.open(&context(key.purpose, &name), &key.sealed)?;
-    Ok(opened.seal.id())
+/// Seals what the row says together with the key.
+fn sealed(key: SecretKey, plain: &[u8], seal: &Seal, entropy: &dyn Entropy) -> Result<SecretKey> {
+    let (id, facts) = (key.id.to_string(), facts(&key));
+    let sealed = seal.seal(&context(&key, &id, &facts), plain, entropy)?;
+    Ok(SecretKey { sealed, ..key })
+}
+
+/// Opens a key; fails if its row says anything else than when it was sealed.
+pub fn open<'a>(key: &SecretKey, sealer: &'a Sealer) -> Result<Opened<'a>> {
+    let (id, facts) = (key.id.to_string(), facts(key));
+    sealer.open(&context(key, &id, &facts), &key.sealed)
 }
 
 /// The key under the first master key of the ring; none if it is already.
@@ -53,21 +59,25 @@ pub fn rewrapped(
     sealer: &Sealer,
     entropy: &dyn Entropy,
 ) -> Result<Option<SecretKey>> {
-    let name = key.id.to_string();
-    let context = context(key.purpose, &name);
-    let sealed = sealer.rewrapped(&context, &key.sealed, entropy)?;
-    Ok(sealed.map(|sealed| SecretKey {
-        sealed,
-        ..key.clone()
-    }))
+    let opened = open(key, sealer)?;
+    if sealer.is_up_to_date(&opened) {
+        return Ok(None);
+    }
+    sealed(key.clone(), &opened.plain, sealer.first(), entropy).map(Some)
 }
 
-fn context(purpose: Purpose, id: &str) -> Context<'_> {
+fn context<'a>(key: &SecretKey, id: &'a str, facts: &'a str) -> Context<'a> {
     Context {
-        purpose: purpose.as_str(),
+        purpose: key.purpose.as_str(),
         id,
         public_key: &[],
+        facts,
     }
+}
+
+/// Its age decides which key makes.
+fn facts(key: &SecretKey) -> String {
+    key.created_at.as_microsecond().to_string()
 }
 
 /// The keys of one purpose; at least one.
@@ -84,7 +94,7 @@ impl Ring {
         let mut ring = BTreeMap::new();
         let mut newest = None;
         for key in keys.iter().filter(|key| key.purpose == purpose) {
-            let opened = sealer.open(&context(purpose, &key.id.to_string()), &key.sealed)?;
+            let opened = open(key, sealer)?;
             let opened = hmac::Key::new(hmac::HMAC_SHA256, &opened.plain);
             ring.insert(key.id, opened.clone());
             let age = (key.created_at, key.id);

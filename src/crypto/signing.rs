@@ -24,7 +24,7 @@ use countersign_verifier::{Algorithm, Claims, KeyState, PublicKey};
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
-use super::seal::{Context, Seal, Sealer};
+use super::seal::{Context, Opened, Seal, Sealer};
 use crate::{
     domain::{Entropy, signing_key::SigningKey},
     error::{Error, Result},
@@ -56,25 +56,73 @@ pub fn generate(
 ) -> Result<SigningKey> {
     let pair = Pair::generate(algorithm, entropy)?;
     let public_key = pair.public_key().to_vec();
-    let kid = thumbprint(algorithm, &public_key)?;
     let private = pair.to_pkcs8().map_err(Error::internal)?;
-    let sealed = seal.seal(&context(&kid, &public_key), private.as_ref(), entropy)?;
-    Ok(SigningKey {
-        kid,
+    let key = SigningKey {
+        kid: thumbprint(algorithm, &public_key)?,
         algorithm,
         state,
         public_key,
-        sealed,
+        sealed: Vec::new(),
         created_at: now,
         changed_at: now,
         verify_until: None,
-    })
+    };
+    sealed(key, private.as_ref(), seal, entropy)
 }
 
-/// What a key is sealed with, once it has been opened.
-pub fn seal_of<'a>(key: &SigningKey, sealer: &'a Sealer) -> Result<&'a Seal> {
-    let opened = sealer.open(&context(&key.kid, &key.public_key), &key.sealed)?;
-    Ok(opened.seal)
+/// Seals what the row says together with the private half. A retired key has
+/// none any more, so that nobody can have it sign again: what is left of the text
+/// is its tag.
+fn sealed(
+    key: SigningKey,
+    private: &[u8],
+    seal: &Seal,
+    entropy: &dyn Entropy,
+) -> Result<SigningKey> {
+    let plain = match key.state {
+        KeyState::Retired => &[],
+        KeyState::Next | KeyState::Active => private,
+    };
+    let sealed = seal.seal(&context(&key, &facts(&key)), plain, entropy)?;
+    Ok(SigningKey { sealed, ..key })
+}
+
+/// Opens a key; fails if its row says anything else than when it was sealed.
+pub fn open<'a>(key: &SigningKey, sealer: &'a Sealer) -> Result<Opened<'a>> {
+    sealer.open(&context(key, &facts(key)), &key.sealed)
+}
+
+/// The next key as the one that signs.
+pub fn activated(
+    key: &SigningKey,
+    now: Timestamp,
+    sealer: &Sealer,
+    entropy: &dyn Entropy,
+) -> Result<SigningKey> {
+    let active = SigningKey {
+        state: KeyState::Active,
+        changed_at: now,
+        ..key.clone()
+    };
+    let opened = open(key, sealer)?;
+    sealed(active, &opened.plain, opened.seal, entropy)
+}
+
+/// The active key as one that signs no more, and whose tokens verify until then.
+pub fn retired(
+    key: &SigningKey,
+    now: Timestamp,
+    verify_until: Timestamp,
+    sealer: &Sealer,
+    entropy: &dyn Entropy,
+) -> Result<SigningKey> {
+    let retired = SigningKey {
+        state: KeyState::Retired,
+        changed_at: now,
+        verify_until: Some(verify_until),
+        ..key.clone()
+    };
+    sealed(retired, &[], open(key, sealer)?.seal, entropy)
 }
 
 /// The key under the first master key of the ring; none if it is already.
@@ -83,20 +131,31 @@ pub fn rewrapped(
     sealer: &Sealer,
     entropy: &dyn Entropy,
 ) -> Result<Option<SigningKey>> {
-    let context = context(&key.kid, &key.public_key);
-    let sealed = sealer.rewrapped(&context, &key.sealed, entropy)?;
-    Ok(sealed.map(|sealed| SigningKey {
-        sealed,
-        ..key.clone()
-    }))
+    let opened = open(key, sealer)?;
+    if sealer.is_up_to_date(&opened) {
+        return Ok(None);
+    }
+    sealed(key.clone(), &opened.plain, sealer.first(), entropy).map(Some)
 }
 
-fn context<'a>(kid: &'a str, public_key: &'a [u8]) -> Context<'a> {
+fn context<'a>(key: &'a SigningKey, facts: &'a str) -> Context<'a> {
     Context {
         purpose: PURPOSE,
-        id: kid,
-        public_key,
+        id: &key.kid,
+        public_key: &key.public_key,
+        facts,
     }
+}
+
+fn facts(key: &SigningKey) -> String {
+    format!(
+        "{} {} {} {} {}",
+        key.algorithm.name(),
+        key.state.name(),
+        key.created_at.as_microsecond(),
+        key.changed_at.as_microsecond(),
+        key.verify_until.map_or(0, Timestamp::as_microsecond),
+    )
 }
 
 /// SHA-256 over the required members of the JSON Web Key in the order of their
@@ -120,7 +179,7 @@ impl Signer {
     /// Opens a stored key. Fails if it does not open, or its halves do not
     /// belong together.
     pub fn open(key: &SigningKey, sealer: &Sealer) -> Result<Self> {
-        let private = sealer.open(&context(&key.kid, &key.public_key), &key.sealed)?;
+        let private = open(key, sealer)?;
         let pair = Pair::from_pkcs8(key.algorithm, &private.plain)?;
         if pair.public_key() != key.public_key {
             return Err(Error::internal(format!(
@@ -375,18 +434,60 @@ mod tests {
     }
 
     #[test]
+    fn whatever_the_row_says_is_sealed() {
+        let (sealer, entropy) = (sealer(1), Seeded::new(4));
+        let (now, later) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000001Z");
+        let [now, later] = [now, later].map(|at| at.parse::<Timestamp>().unwrap());
+        let next = generate(
+            Algorithm::Ed25519,
+            KeyState::Next,
+            now,
+            &entropy,
+            sealer.first(),
+        );
+        let next = next.unwrap();
+        let active = activated(&next, now, &sealer, &entropy).unwrap();
+        let retired = retired(&active, now, later, &sealer, &entropy).unwrap();
+        for key in [&next, &active, &retired] {
+            assert!(open(key, &sealer).is_ok(), "{key:?}");
+            let states = [KeyState::Next, KeyState::Active, KeyState::Retired];
+            let states = states.into_iter().filter(|state| *state != key.state);
+            let mut altered: Vec<SigningKey> = states
+                .map(|state| SigningKey {
+                    state,
+                    ..key.clone()
+                })
+                .collect();
+            let mut alter = |change: fn(&mut SigningKey, Timestamp)| {
+                let mut key = key.clone();
+                change(&mut key, later);
+                altered.push(key);
+            };
+            alter(|key, _| key.algorithm = Algorithm::Es256);
+            alter(|key, later| key.created_at = later);
+            alter(|key, later| key.changed_at = later);
+            alter(|key, later| {
+                let other = key.verify_until.is_none().then_some(later);
+                key.verify_until = other;
+            });
+            for key in altered {
+                assert!(open(&key, &sealer).is_err(), "{key:?}");
+            }
+        }
+        // A retired key can sign no more: its private half is nowhere.
+        assert!(open(&retired, &sealer).unwrap().plain.is_empty());
+        assert!(Signer::open(&retired, &sealer).is_err());
+        assert!(Signer::open(&active, &sealer).is_ok());
+    }
+
+    #[test]
     fn halves_that_do_not_belong_together_are_refused() {
         let entropy = Seeded::new(4);
         let (mine, other) = (key(Algorithm::Ed25519, 2), key(Algorithm::Ed25519, 3));
         let sealer = sealer(1);
-        let private = sealer
-            .open(&context(&other.kid, &other.public_key), &other.sealed)
-            .unwrap();
+        let private = open(&other, &sealer).unwrap().plain;
         // Sealed for the place of the wrong public half.
-        let context = context(&mine.kid, &mine.public_key);
-        let first = sealer.first();
-        let sealed = first.seal(&context, &private.plain, &entropy).unwrap();
-        let mixed = SigningKey { sealed, ..mine };
+        let mixed = sealed(mine, &private, sealer.first(), &entropy).unwrap();
         assert!(Signer::open(&mixed, &sealer).is_err());
     }
 

@@ -3,12 +3,14 @@
 //! start at once agree on them.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
 use countersign_verifier::{KeySet, KeyState, PublicKey};
+use jiff::Timestamp;
 
 use super::Core;
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
     },
     error::{Error, Result},
     service::record,
-    store::{Store, audit, keys},
+    store::{audit, keys},
 };
 
 /// How often an unknown key id is looked for.
@@ -49,7 +51,7 @@ pub struct Keyring {
     keys: ArcSwapOption<Keys>,
     /// Held while keys are read, so that an older reading never replaces a
     /// newer one.
-    reading: tokio::sync::Mutex<()>,
+    seen: tokio::sync::Mutex<Seen>,
     /// When an unknown key id was last looked for.
     looked: Mutex<Option<Instant>>,
 }
@@ -60,7 +62,7 @@ impl Keyring {
         Self {
             sealer,
             keys: ArcSwapOption::empty(),
-            reading: tokio::sync::Mutex::default(),
+            seen: tokio::sync::Mutex::default(),
             looked: Mutex::new(None),
         }
     }
@@ -79,16 +81,22 @@ impl Keyring {
     /// and so what all of them are. A node whose ring begins with a new master
     /// key must not use it before all nodes have it, which is a rewrap's to see.
     pub(super) fn seal_beside(&self, stored: &[SigningKey]) -> Result<&Seal> {
-        match stored.iter().find(|key| key.state == KeyState::Active) {
-            Some(active) => signing::seal_of(active, &self.sealer),
-            None => Ok(self.sealer.first()),
+        let active = stored.iter().filter(|key| key.state == KeyState::Active);
+        let mut seal = Ok(self.sealer.first());
+        // One whose row was altered must not keep another from taking its place.
+        for key in active.chain(stored) {
+            seal = signing::open(key, &self.sealer).map(|opened| opened.seal);
+            if seal.is_ok() {
+                break;
+            }
         }
+        seal
     }
 
     /// Reads all keys anew because a token names one that is not known. Anybody
     /// can write such a token, so this asks the database once a second at most;
     /// within that second nothing is said about the token.
-    pub(super) async fn look_again(&self, store: &Store, call: &Call) -> Result<Arc<Keys>> {
+    pub(super) async fn look_again(&self, core: &Core, call: &Call) -> Result<Arc<Keys>> {
         {
             let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
             if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
@@ -96,25 +104,25 @@ impl Keyring {
             }
             *looked = Some(Instant::now());
         }
-        self.reload(store, call).await
+        self.reload(core, call).await
     }
 
     /// Reads all keys anew.
-    pub async fn reload(&self, store: &Store, call: &Call) -> Result<Arc<Keys>> {
-        let _reading = self.reading.lock().await;
+    pub async fn reload(&self, core: &Core, call: &Call) -> Result<Arc<Keys>> {
+        let mut seen = self.seen.lock().await;
         let (pairs, secrets) = {
-            let mut conn = store.read(call).await?;
+            let mut conn = core.store.read(call).await?;
             (
                 keys::signing_keys(&mut conn).await?,
                 keys::secret_keys(&mut conn).await?,
             )
         };
+        let pairs = seen.trusted(pairs, &self.sealer, core.now());
         let active = pairs.iter().find(|key| key.state == KeyState::Active);
-        let active = active.ok_or_else(|| Error::internal("there is no active signing key"))?;
+        let active = active
+            .ok_or_else(|| Error::internal("there is no active signing key that can be trusted"))?;
         let mut public = KeySet::default();
         for key in &pairs {
-            // Nobody has put a public half there whose other half we do not have.
-            signing::seal_of(key, &self.sealer)?;
             let key = PublicKey::new(key.kid.clone(), key.algorithm, key.state, &key.public_key);
             public.insert(key.map_err(Error::internal)?);
         }
@@ -130,11 +138,73 @@ impl Keyring {
     }
 }
 
+/// How far each signing key has come, as this process has seen it. A key only
+/// goes forward; whoever can write rows may have kept old ones, which are as
+/// authentic as they ever were.
+#[derive(Debug, Default)]
+struct Seen(HashMap<String, Step>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Next,
+    Active,
+    Retired,
+    Gone,
+}
+
+impl From<KeyState> for Step {
+    fn from(state: KeyState) -> Self {
+        match state {
+            KeyState::Next => Self::Next,
+            KeyState::Active => Self::Active,
+            KeyState::Retired => Self::Retired,
+        }
+    }
+}
+
+impl Seen {
+    /// The stored keys that are what we have written, have not gone back, and
+    /// may still have tokens. The log says of the others why not.
+    fn trusted(
+        &mut self,
+        stored: Vec<SigningKey>,
+        sealer: &Sealer,
+        now: Timestamp,
+    ) -> Vec<SigningKey> {
+        for (kid, step) in &mut self.0 {
+            if stored.iter().all(|key| key.kid != *kid) {
+                *step = Step::Gone;
+            }
+        }
+        let (mut trusted, mut refused) = (Vec::new(), 0_u32);
+        for key in stored {
+            let step = Step::from(key.state);
+            let cause = match (signing::open(&key, sealer), self.0.get(&key.kid)) {
+                (Err(error), _) => crate::error::chain(&error),
+                (Ok(_), Some(seen)) if *seen > step => {
+                    format!("its row says {step:?}, and it was {seen:?} already")
+                }
+                (Ok(_), _) => {
+                    self.0.insert(key.kid.clone(), step);
+                    if key.verify_until.is_none_or(|until| now < until) {
+                        trusted.push(key);
+                    }
+                    continue;
+                }
+            };
+            refused += 1;
+            tracing::error!(kid = key.kid, cause, "a signing key is not trusted");
+        }
+        metrics::gauge!("countersign_signing_keys_refused").set(refused);
+        trusted
+    }
+}
+
 /// Makes keys where there are none and loads all: for commands, which follow no
 /// trust log that would do it.
 pub async fn load(core: &Core, call: &Call) -> Result<()> {
     create_missing(core, call).await?;
-    core.keyring.reload(&core.store, call).await.map(drop)
+    core.keyring.reload(core, call).await.map(drop)
 }
 
 /// Makes what keys there are none of yet.

@@ -237,13 +237,16 @@ pub(super) async fn activate_within(
 async fn switch(core: &Core, call: &Call, tx: &mut Conn, wish: &Activation) -> Result<SigningKey> {
     let all = keys::signing_keys(tx).await?;
     let next = staged(&all, &wish.kid)?;
-    let now = core.now();
+    let (now, entropy) = (core.now(), &*core.entropy);
+    let sealer = core.keyring.sealer();
     if let Some(previous) = all.iter().find(|key| key.state == KeyState::Active) {
         let kid = &previous.kid;
         let done = if wish.retire_previous {
             keys::delete_signing_key(tx, kid, KeyState::Active).await?
         } else {
-            keys::retire_signing_key(tx, kid, now, now + token::RETENTION).await?
+            let until = now + token::RETENTION;
+            let retired = signing::retired(previous, now, until, sealer, entropy)?;
+            keys::change_signing_key(tx, previous, &retired).await?
         };
         if !done {
             return Err(not_next(KeyState::Active));
@@ -253,17 +256,14 @@ async fn switch(core: &Core, call: &Call, tx: &mut Conn, wish: &Activation) -> R
             audit::insert(tx, &event).await?;
         }
     }
-    if !keys::activate_signing_key(tx, &wish.kid, now).await? {
+    let active = signing::activated(next, now, sealer, entropy)?;
+    if !keys::change_signing_key(tx, next, &active).await? {
         return Err(not_next(KeyState::Active));
     }
     let event = record::event(core, call, Action::KeyActivated).key(&wish.kid);
     audit::insert(tx, &event).await?;
     tx.announce(TrustChange::SigningKeys);
-    Ok(SigningKey {
-        state: KeyState::Active,
-        changed_at: now,
-        ..next.clone()
-    })
+    Ok(active)
 }
 
 /// Takes a key away that does not sign: its tokens are refused from now on.
@@ -312,12 +312,7 @@ fn staged<'a>(all: &'a [SigningKey], kid: &str) -> Result<&'a SigningKey> {
 }
 
 fn not_next(state: KeyState) -> Error {
-    let state = match state {
-        KeyState::Next => "next",
-        KeyState::Active => "active",
-        KeyState::Retired => "retired",
-    };
-    Error::new(Reason::KeyNotNext).with("state", state)
+    Error::new(Reason::KeyNotNext).with("state", state.name())
 }
 
 /// Who does not know a key yet.

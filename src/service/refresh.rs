@@ -106,7 +106,7 @@ pub(super) async fn read(
         Ok(presented) => Ok((keys, presented)),
         Err(Unreadable::Forged) => Err(token::refused()),
         Err(Unreadable::UnknownKey(_)) => {
-            let keys = core.keyring.look_again(&core.store, call).await?;
+            let keys = core.keyring.look_again(core, call).await?;
             let presented = keys.refresh.read(text).map_err(|_| token::refused())?;
             Ok((keys, presented))
         }

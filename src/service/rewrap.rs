@@ -71,13 +71,13 @@ async fn look(core: &Core, conn: &mut Conn) -> Result<Standing> {
     for key in keys::signing_keys(conn).await? {
         count(match sealed_under(&key.sealed) {
             Some(id) => id,
-            None => signing::seal_of(&key, sealer)?.id(),
+            None => signing::open(&key, sealer)?.seal.id(),
         });
     }
     for key in keys::secret_keys(conn).await? {
         count(match sealed_under(&key.sealed) {
             Some(id) => id,
-            None => secret_key::master_key(&key, sealer)?,
+            None => secret_key::open(&key, sealer)?.seal.id(),
         });
     }
     Ok(Standing {

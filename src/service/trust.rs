@@ -200,11 +200,7 @@ impl Follower {
             let mut conn = self.core.store.read(&self.call).await?;
             trust::head(&mut conn).await?
         };
-        let keys = self
-            .core
-            .keyring
-            .reload(&self.core.store, &self.call)
-            .await?;
+        let keys = self.core.keyring.reload(&self.core, &self.call).await?;
         let mut state = TrustState {
             issuer: self.core.policy.issuer.clone(),
             audiences: self.core.policy.audiences.clone(),
@@ -297,11 +293,7 @@ impl Follower {
                     nonce: at.nonce,
                     ..delta.clone()
                 });
-                let keys = self
-                    .core
-                    .keyring
-                    .reload(&self.core.store, &self.call)
-                    .await?;
+                let keys = self.core.keyring.reload(&self.core, &self.call).await?;
                 delta.keys = Some(keys.public.clone());
             }
             self.feed.publish(delta);

@@ -164,6 +164,7 @@ impl Sealed {
             purpose: "sidecar snapshot",
             id: &self.issuer,
             public_key: &[],
+            facts: "",
         }
     }
 

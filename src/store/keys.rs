@@ -87,7 +87,7 @@ pub async fn insert_signing_key(conn: &mut Conn, key: &SigningKey) -> Result<boo
             Algorithm::Es256 => "ES256",
         }
         .to_owned(),
-        state: state_name(key.state).to_owned(),
+        state: key.state.name().to_owned(),
         public_key: key.public_key.clone(),
         sealed: key.sealed.clone(),
         created_at: key.created_at.into(),
@@ -101,55 +101,34 @@ pub async fn insert_signing_key(conn: &mut Conn, key: &SigningKey) -> Result<boo
     Ok(inserted == 1)
 }
 
-fn state_name(state: KeyState) -> &'static str {
-    match state {
-        KeyState::Next => "next",
-        KeyState::Active => "active",
-        KeyState::Retired => "retired",
-    }
-}
-
-/// Has the active key sign no more; its tokens verify until then. False if it is
-/// not the active one.
-pub async fn retire_signing_key(
+/// Has a key enter another state. False if it is not what it was, or if another
+/// is in a state that only one can be in.
+pub async fn change_signing_key(
     conn: &mut Conn,
-    kid: &str,
-    now: Timestamp,
-    verify_until: Timestamp,
+    from: &SigningKey,
+    to: &SigningKey,
 ) -> Result<bool> {
-    let active = signing_keys::table
-        .find(kid)
-        .filter(signing_keys::state.eq(state_name(KeyState::Active)));
-    let retired = on!(conn, |c| diesel::update(active)
+    let key = signing_keys::table
+        .find(&from.kid)
+        .filter(signing_keys::state.eq(from.state.name()))
+        .filter(signing_keys::sealed.eq(&from.sealed));
+    let changed = on!(conn, |c| diesel::update(key)
         .set((
-            signing_keys::state.eq(state_name(KeyState::Retired)),
-            signing_keys::changed_at.eq(At(now)),
-            signing_keys::verify_until.eq(At(verify_until)),
-        ))
-        .execute(c))?;
-    Ok(retired == 1)
-}
-
-/// Has the next key sign. False if it is not the next one, or another is active.
-pub async fn activate_signing_key(conn: &mut Conn, kid: &str, now: Timestamp) -> Result<bool> {
-    let next = signing_keys::table
-        .find(kid)
-        .filter(signing_keys::state.eq(state_name(KeyState::Next)));
-    let activated = on!(conn, |c| diesel::update(next)
-        .set((
-            signing_keys::state.eq(state_name(KeyState::Active)),
-            signing_keys::changed_at.eq(At(now)),
+            signing_keys::state.eq(to.state.name()),
+            signing_keys::changed_at.eq(At(to.changed_at)),
+            signing_keys::verify_until.eq(to.verify_until.map(At)),
+            signing_keys::sealed.eq(&to.sealed),
         ))
         .execute(c))
     .unless_conflict()?;
-    Ok(activated == Some(1))
+    Ok(changed == Some(1))
 }
 
 /// Takes a key away. False if it is not there in this state.
 pub async fn delete_signing_key(conn: &mut Conn, kid: &str, state: KeyState) -> Result<bool> {
     let key = signing_keys::table
         .find(kid)
-        .filter(signing_keys::state.eq(state_name(state)));
+        .filter(signing_keys::state.eq(state.name()));
     let deleted = on!(conn, |c| diesel::delete(key).execute(c))?;
     Ok(deleted == 1)
 }

@@ -170,6 +170,12 @@ pub const METRICS: &[Metric] = &[
         "For how long the active signing key has been signing",
     ),
     metric(
+        "countersign_signing_keys_refused",
+        Kind::Gauge,
+        &[],
+        "Stored signing keys whose rows were altered or put back: they are not trusted",
+    ),
+    metric(
         "countersign_tls_handshake_failures_total",
         Kind::Counter,
         &["cause"],

@@ -32,6 +32,7 @@ use crate::{
 
 mod rewrap;
 mod several_nodes;
+mod tampering;
 
 /// How long a key is published before it signs, as by default: the JWKS may be
 /// kept for 300 seconds.

@@ -80,6 +80,17 @@ pub struct KeySet {
     keys: Arc<BTreeMap<String, Arc<PublicKey>>>,
 }
 
+impl KeyState {
+    /// The name, for people and databases.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Next => "next",
+            Self::Active => "active",
+            Self::Retired => "retired",
+        }
+    }
+}
+
 impl Algorithm {
     /// The value of `alg` on the wire.
     pub fn name(self) -> &'static str {

@@ -15,9 +15,9 @@ use countersign::{
 use super::*;
 use crate::harness::world::MASTER_KEY;
 
-const NEW: &str = "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebf";
+pub(super) const NEW: &str = "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebf";
 
-fn ring(keys: &[&str]) -> MasterKeys {
+pub(super) fn ring(keys: &[&str]) -> MasterKeys {
     keys.join("\n").parse().unwrap()
 }
 
@@ -26,7 +26,7 @@ fn id(key: &str) -> MasterKeyId {
 }
 
 /// Nodes that have these master keys, in this order.
-fn with(keys: &[&str]) -> impl FnOnce(&mut countersign::config::Config) + use<> {
+pub(super) fn with(keys: &[&str]) -> impl FnOnce(&mut countersign::config::Config) + use<> {
     let text = keys.join(",");
     |config| config.master_key = Some(Secret::new(text))
 }
@@ -36,7 +36,7 @@ async fn rewrap(core: &Core) -> Outcome {
 }
 
 /// How many keys it had to seal anew.
-async fn rewrapped(core: &Core, to: &str) -> usize {
+pub(super) async fn rewrapped(core: &Core, to: &str) -> usize {
     match rewrap(core).await {
         Outcome::Rewrapped { to: done, keys } => {
             assert_eq!(done, id(to));
@@ -66,7 +66,7 @@ async fn sealed(world: &World) -> Vec<String> {
 
 /// Waits until so many nodes have told that they have this master key, and none
 /// that they have not.
-async fn told(world: &World, nodes: usize, key: &str) {
+pub(super) async fn told(world: &World, nodes: usize, key: &str) {
     let has = format!("'%{}%'", id(key));
     let query = format!("SELECT count(*) FROM nodes WHERE master_keys LIKE {has}");
     let told = async || {
