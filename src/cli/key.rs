@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use countersign_verifier::Algorithm;
 use serde_json::{Value, json};
 
-use super::{Format, table::table, user::seconds};
+use super::{Format, secret_key, table::table, user::seconds};
 use crate::{
     crypto::seal,
     domain::{Call, signing_key::SigningKey},
@@ -41,6 +41,9 @@ To change the master key:
   2. countersign key rewrap
   3. take the old one out of the ring of every node, and restart them one by one")]
     Rewrap(Rewrap),
+    /// List, rotate and take away symmetric keys
+    #[command(subcommand)]
+    Secret(secret_key::Command),
 }
 
 /// Arguments of `key rewrap`.
@@ -245,6 +248,7 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
             keys::retire(core, &call, &kid).await?;
             Ok(format!("{kid} is gone; its tokens are refused\n"))
         }
+        Command::Secret(command) => secret_key::run(command, core, &call).await,
         Command::Rewrap(Rewrap { check: true }) => {
             Ok(show_standing(&rewrap::standing(core, &call).await?))
         }

@@ -10,6 +10,7 @@ pub mod check_config;
 pub mod completions;
 pub mod key;
 pub mod migrate;
+pub mod secret_key;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -104,7 +105,7 @@ pub enum Command {
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::Command),
-    /// Show and rotate signing keys, and change the master key
+    /// Show and rotate keys, and change the master key
     #[command(subcommand)]
     Key(key::Command),
     /// Copy the SQLite database, also while it is being served

@@ -20,6 +20,7 @@ use std::fmt;
 
 use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::Timestamp;
 use thiserror::Error as ThisError;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -91,8 +92,8 @@ impl RefreshKeys {
     }
 
     /// The id of the key for new tokens.
-    pub fn newest_id(&self) -> i32 {
-        self.0.newest().0
+    pub fn maker(&self, now: Timestamp) -> i32 {
+        self.0.maker(now).0
     }
 
     /// The token of this generation of a session; none if the key is not
@@ -251,7 +252,15 @@ mod tests {
     #[test]
     fn a_token_is_read_as_it_was_minted() {
         let (keys, _) = keys();
-        assert_eq!(keys.newest_id(), 2);
+        let made = |hours| {
+            "2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_hours(hours)
+        };
+        // A key makes when all nodes have had the time to hear of it.
+        let before = SecretKey::AHEAD - SignedDuration::from_nanos(1);
+        assert_eq!(keys.maker(made(2) + before), 1);
+        assert_eq!(keys.maker(made(2) + SecretKey::AHEAD), 2);
+        // The first has no other before it.
+        assert_eq!(keys.maker(made(0)), 1);
         for (key_id, generation) in [(1, 0), (2, 1), (2, i64::MAX)] {
             let token = mint(&keys, key_id, generation);
             assert_eq!(token.expose().len(), LENGTH);

@@ -16,6 +16,7 @@ use aws_lc_rs::{
     hmac,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
@@ -48,7 +49,11 @@ const MOST_CHARACTERS: usize = 1024;
 
 /// The keys of page tokens, device tokens, request bodies and login names.
 #[derive(Debug)]
-pub struct RequestKeys(Ring);
+pub struct RequestKeys {
+    ring: Ring,
+    /// Counts failed logins.
+    count: Ring,
+}
 
 /// A device from which somebody has logged in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,39 +67,47 @@ pub struct Device {
 }
 
 impl RequestKeys {
-    /// Opens the request keys among these; fails if there is none.
+    /// Opens the keys of requests among these; fails if there is none.
     pub fn open(keys: &[SecretKey], sealer: &Sealer) -> Result<Self> {
-        Ring::open(keys, Purpose::Request, sealer).map(Self)
+        Ok(Self {
+            ring: Ring::open(keys, Purpose::Request, sealer)?,
+            count: Ring::open(keys, Purpose::Throttle, sealer)?,
+        })
     }
 
-    /// The MAC of a request's whole body under the newest key.
-    pub fn body_mac(&self, method: &str, body: &[u8]) -> [u8; 32] {
-        body_mac(self.0.newest().1, method, body)
+    /// The MAC of a request's whole body under the key that makes.
+    pub fn body_mac(&self, now: Timestamp, method: &str, body: &[u8]) -> [u8; 32] {
+        body_mac(self.ring.maker(now).1, method, body)
     }
 
     /// Whether `mac` is of this body, under whichever key it was made.
     pub fn is_body_mac(&self, method: &str, body: &[u8], mac: &[u8]) -> bool {
-        self.0
+        self.ring
             .keys()
             .any(|key| equal(&body_mac(key, method, body), mac))
     }
 
-    /// What failed logins under this name are counted by. Under a new key they
-    /// would be counted anew.
+    /// What failed logins under this name are counted by.
     pub fn throttle_key(&self, name: &Identifier) -> ThrottleKey {
-        ThrottleKey(mac(self.0.newest().1, &[NAME, name.as_str().as_bytes()]))
+        ThrottleKey(mac(self.count.first(), &[NAME, name.as_str().as_bytes()]))
     }
 
     /// What passwords are counted by that somebody tries who is logged in.
     pub fn account_key(&self, user_id: UserId) -> ThrottleKey {
-        ThrottleKey(mac(self.0.newest().1, &[ACCOUNT, user_id.0.as_bytes()]))
+        ThrottleKey(mac(self.count.first(), &[ACCOUNT, user_id.0.as_bytes()]))
     }
 
     /// A token for the device from which somebody has logged in, while the least
     /// epoch of the account's sessions is `epoch`; `id` is random.
-    pub fn device_token(&self, user_id: UserId, epoch: i64, id: [u8; 16]) -> String {
+    pub fn device_token(
+        &self,
+        now: Timestamp,
+        user_id: UserId,
+        epoch: i64,
+        id: [u8; 16],
+    ) -> String {
         let body = [user_id.0.as_bytes().as_slice(), &epoch.to_be_bytes(), &id].concat();
-        let token = self.token(&body, device_mac);
+        let token = self.token(now, &body, device_mac);
         format!("{DEVICE_PREFIX}{token}")
     }
 
@@ -112,8 +125,8 @@ impl RequestKeys {
 
     /// A token that continues a list after `cursor`. `scope` is all that must
     /// be the same on the next call: caller and filter, or a digest of them.
-    pub fn page_token(&self, scope: &[u8], cursor: &[u8]) -> String {
-        self.token(cursor, |key, cursor| page_mac(key, scope, cursor))
+    pub fn page_token(&self, now: Timestamp, scope: &[u8], cursor: &[u8]) -> String {
+        self.token(now, cursor, |key, cursor| page_mac(key, scope, cursor))
     }
 
     /// The cursor in a page token that was made for the same scope; fails with
@@ -124,8 +137,13 @@ impl RequestKeys {
             .ok_or_else(|| Error::new(Reason::PageTokenInvalid))
     }
 
-    fn token(&self, body: &[u8], mac: impl Fn(&hmac::Key, &[u8]) -> [u8; TOKEN_MAC]) -> String {
-        let (id, key) = self.0.newest();
+    fn token(
+        &self,
+        now: Timestamp,
+        body: &[u8],
+        mac: impl Fn(&hmac::Key, &[u8]) -> [u8; TOKEN_MAC],
+    ) -> String {
+        let (id, key) = self.ring.maker(now);
         let token = [
             &[VERSION],
             id.to_be_bytes().as_slice(),
@@ -149,7 +167,7 @@ impl RequestKeys {
         let (&version, rest) = token.split_first()?;
         let (&id, rest) = rest.split_first_chunk()?;
         let (found, body) = rest.split_first_chunk::<TOKEN_MAC>()?;
-        let key = self.0.get(i32::from_be_bytes(id))?;
+        let key = self.ring.get(i32::from_be_bytes(id))?;
         (version == VERSION && equal(&mac(key, body), found)).then(|| (key, body.to_vec()))
     }
 }
@@ -184,8 +202,6 @@ fn length(part: &[u8]) -> [u8; 8] {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::crypto::{MasterKey, secret_key, testing::Seeded};
 
@@ -193,21 +209,44 @@ mod tests {
     fn keys() -> (RequestKeys, RequestKeys) {
         let entropy = Seeded::new(1);
         let sealer = Sealer::new(&MasterKey::generate(&entropy).into()).unwrap();
-        let make = |id| {
+        let make = |id, purpose| {
             let now = Timestamp::from_second(i64::from(id)).unwrap();
-            secret_key::generate(id, Purpose::Request, now, &entropy, sealer.first()).unwrap()
+            secret_key::generate(id, purpose, now, &entropy, sealer.first()).unwrap()
         };
-        let both = [make(1), make(2)];
+        let request = Purpose::Request;
+        let all = [
+            make(1, request),
+            make(3, Purpose::Throttle),
+            make(2, request),
+        ];
         (
-            RequestKeys::open(&both[..1], &sealer).unwrap(),
-            RequestKeys::open(&both, &sealer).unwrap(),
+            RequestKeys::open(&all[..2], &sealer).unwrap(),
+            RequestKeys::open(&all, &sealer).unwrap(),
         )
+    }
+
+    /// When all nodes have had the time to hear of both.
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_000).unwrap()
+    }
+
+    #[test]
+    fn a_new_key_makes_when_all_have_heard_of_it() {
+        let (old, new) = keys();
+        let early = Timestamp::from_second(2).unwrap();
+        let token = new.page_token(early, b"", b"cursor");
+        assert_eq!(old.open_page_token(b"", &token).unwrap(), b"cursor");
+        let mac = new.body_mac(early, "Register", b"body");
+        assert!(old.is_body_mac("Register", b"body", &mac));
+        // Failed logins are counted on.
+        let name: Identifier = "ana@example.com".parse().unwrap();
+        assert_eq!(old.throttle_key(&name), new.throttle_key(&name));
     }
 
     #[test]
     fn a_page_token_continues_its_own_list_only() {
         let (old, new) = keys();
-        let token = old.page_token(b"ana|active", b"cursor");
+        let token = old.page_token(now(), b"ana|active", b"cursor");
         assert_eq!(
             old.open_page_token(b"ana|active", &token).unwrap(),
             b"cursor"
@@ -220,14 +259,14 @@ mod tests {
             let error = new.open_page_token(scope.as_bytes(), &token).unwrap_err();
             assert_eq!(error.reason(), Reason::PageTokenInvalid, "{scope}");
         }
-        let later = new.page_token(b"ana|active", b"cursor");
+        let later = new.page_token(now(), b"ana|active", b"cursor");
         assert!(old.open_page_token(b"ana|active", &later).is_err());
     }
 
     #[test]
     fn an_altered_page_token_is_refused() {
         let (keys, _) = keys();
-        let token = keys.page_token(b"scope", b"cursor!!");
+        let token = keys.page_token(now(), b"scope", b"cursor!!");
         let bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();
         for bit in 0..bytes.len() * 8 {
             let mut altered = bytes.clone();
@@ -254,20 +293,27 @@ mod tests {
     fn a_device_token_is_of_its_account_and_counts_apart() {
         let (old, new) = keys();
         let (ana, ben) = (UserId(Uuid::from_u128(1)), UserId(Uuid::from_u128(2)));
-        let token = old.device_token(ana, 5, [7; 16]);
+        let token = old.device_token(now(), ana, 5, [7; 16]);
         let device = old.device(&token).unwrap();
         assert_eq!((device.user_id, device.epoch), (ana, 5));
         assert_eq!(new.device(&token), Some(device), "under its own key");
         // One count for each device, and none for a name.
         assert_eq!(
-            old.device(&old.device_token(ben, 5, [7; 16])).unwrap().key,
+            old.device(&old.device_token(now(), ben, 5, [7; 16]))
+                .unwrap()
+                .key,
             device.key
         );
         assert_ne!(
-            old.device(&old.device_token(ana, 5, [8; 16])).unwrap().key,
+            old.device(&old.device_token(now(), ana, 5, [8; 16]))
+                .unwrap()
+                .key,
             device.key
         );
-        assert!(old.device(&new.device_token(ana, 5, [7; 16])).is_none());
+        assert!(
+            old.device(&new.device_token(now(), ana, 5, [7; 16]))
+                .is_none()
+        );
 
         let text = token.strip_prefix(DEVICE_PREFIX).unwrap();
         let bytes = URL_SAFE_NO_PAD.decode(text).unwrap();
@@ -279,7 +325,7 @@ mod tests {
         }
         // Neither stands for the other.
         assert!(old.open_page_token(b"", text).is_err());
-        let page = old.page_token(b"", &bytes[21..]);
+        let page = old.page_token(now(), b"", &bytes[21..]);
         for text in [
             "",
             "csd_",
@@ -294,10 +340,14 @@ mod tests {
     #[test]
     fn a_body_mac_knows_method_body_and_key() {
         let (old, new) = keys();
-        let mac = old.body_mac("Register", b"body");
+        let mac = old.body_mac(now(), "Register", b"body");
         assert!(new.is_body_mac("Register", b"body", &mac));
-        assert_ne!(new.body_mac("Register", b"body"), mac);
-        assert!(!old.is_body_mac("Register", b"body", &new.body_mac("Register", b"body")));
+        assert_ne!(new.body_mac(now(), "Register", b"body"), mac);
+        assert!(!old.is_body_mac(
+            "Register",
+            b"body",
+            &new.body_mac(now(), "Register", b"body")
+        ));
         assert!(!new.is_body_mac("Register", b"bodY", &mac));
         assert!(!new.is_body_mac("CreateUser", b"body", &mac));
         assert!(!new.is_body_mac("Registerb", b"ody", &mac));

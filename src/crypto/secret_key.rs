@@ -1,9 +1,8 @@
 //! Symmetric keys: made, sealed, opened, and kept as rings.
 //!
-//! A ring holds all keys of one purpose. The newest one makes; all of them
-//! verify, so that what was made before a new key came still counts.
-
-use std::collections::BTreeMap;
+//! A ring holds all keys of one purpose. The newest one makes, from a while after
+//! it was made itself, so that no node is shown what it cannot verify; all of
+//! them verify, so that what was made before a new key came still counts.
 
 use aws_lc_rs::{constant_time, hmac};
 use jiff::Timestamp;
@@ -80,49 +79,74 @@ fn facts(key: &SecretKey) -> String {
     key.created_at.as_microsecond().to_string()
 }
 
-/// The keys of one purpose; at least one.
+/// The keys of one purpose, oldest first; at least one.
 #[derive(Debug)]
 pub(super) struct Ring {
-    keys: BTreeMap<i32, hmac::Key>,
-    newest: (i32, hmac::Key),
+    oldest: Member,
+    younger: Vec<Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    id: i32,
+    created_at: Timestamp,
+    key: hmac::Key,
 }
 
 impl Ring {
     /// Opens the keys of this purpose and passes over all others. Fails if
     /// there is none or one does not open.
     pub(super) fn open(keys: &[SecretKey], purpose: Purpose, sealer: &Sealer) -> Result<Self> {
-        let mut ring = BTreeMap::new();
-        let mut newest = None;
-        for key in keys.iter().filter(|key| key.purpose == purpose) {
-            let opened = open(key, sealer)?;
-            let opened = hmac::Key::new(hmac::HMAC_SHA256, &opened.plain);
-            ring.insert(key.id, opened.clone());
-            let age = (key.created_at, key.id);
-            if newest.as_ref().is_none_or(|(newest, _)| age > *newest) {
-                newest = Some((age, opened));
-            }
-        }
-        let ((_, id), key) = newest
+        let mut members = keys
+            .iter()
+            .filter(|key| key.purpose == purpose)
+            .map(|key| {
+                let opened = open(key, sealer)?;
+                Ok(Member {
+                    id: key.id,
+                    created_at: key.created_at,
+                    key: hmac::Key::new(hmac::HMAC_SHA256, &opened.plain),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        members.sort_by_key(|member| (member.created_at, member.id));
+        let mut members = members.into_iter();
+        let oldest = members.next();
+        let oldest = oldest
             .ok_or_else(|| Error::internal(format!("there is no {} key", purpose.as_str())))?;
         Ok(Self {
-            keys: ring,
-            newest: (id, key),
+            oldest,
+            younger: members.collect(),
         })
     }
 
-    /// The key that makes, and its id.
-    pub(super) fn newest(&self) -> (i32, &hmac::Key) {
-        (self.newest.0, &self.newest.1)
+    /// The key that makes, and its id: the newest that all nodes have had the
+    /// time to hear of. A first key has nobody to wait for.
+    pub(super) fn maker(&self, now: Timestamp) -> (i32, &hmac::Key) {
+        let known = |member: &&Member| member.created_at + SecretKey::AHEAD <= now;
+        let newest = self.younger.iter().rfind(known).unwrap_or(&self.oldest);
+        (newest.id, &newest.key)
+    }
+
+    /// The first that there was.
+    pub(super) fn first(&self) -> &hmac::Key {
+        &self.oldest.key
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        std::iter::once(&self.oldest).chain(&self.younger)
     }
 
     /// The key of this id.
     pub(super) fn get(&self, id: i32) -> Option<&hmac::Key> {
-        self.keys.get(&id)
+        let mut members = self.members();
+        let found = members.find(|member| member.id == id);
+        found.map(|member| &member.key)
     }
 
     /// All keys.
     pub(super) fn keys(&self) -> impl Iterator<Item = &hmac::Key> {
-        self.keys.values()
+        self.members().map(|member| &member.key)
     }
 }
 

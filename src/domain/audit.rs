@@ -33,7 +33,8 @@ pub struct AuditEvent {
     pub role_id: Option<RoleId>,
     /// The API key concerned, else the one by which it was done.
     pub api_key_id: Option<ApiKeyId>,
-    /// The signing key concerned, or the master key.
+    /// The key concerned: the id of a signing or master key, purpose and id of a
+    /// symmetric key.
     pub kid: Option<String>,
     /// Finds the call in the log.
     pub correlation_id: String,
@@ -124,6 +125,10 @@ actions! {
     ApiKeyRevoked = "api_key.revoked",
     /// The first signing key was created.
     KeyCreated = "key.created",
+    /// A symmetric key was created: the newest of its purpose is put to work soon after.
+    SecretKeyCreated = "secret_key.created",
+    /// A symmetric key was taken away: what was made with it is refused.
+    SecretKeyRemoved = "secret_key.removed",
     /// All keys were sealed under another master key.
     KeysRewrapped = "key.rewrapped",
     /// A signing key was created, to sign later.

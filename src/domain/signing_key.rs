@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use countersign_verifier::{Algorithm, KeyState};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::Invalid;
 
@@ -34,8 +34,12 @@ pub struct SigningKey {
 pub enum Purpose {
     /// MACs of refresh tokens.
     Refresh,
-    /// MACs of page tokens and of request bodies for idempotency.
+    /// MACs of page tokens, of device tokens and of request bodies for
+    /// idempotency.
     Request,
+    /// MACs of the names by which failed logins are counted. There is one for
+    /// ever: under another all counts would begin anew.
+    Throttle,
 }
 
 /// A stored symmetric key, sealed under the master key.
@@ -47,8 +51,14 @@ pub struct SecretKey {
     pub purpose: Purpose,
     /// The key, sealed.
     pub sealed: Vec<u8>,
-    /// When it was made. The newest of a purpose is the one in use.
+    /// When it was made. The newest of a purpose is the one in use, from
+    /// [`SecretKey::AHEAD`] on.
     pub created_at: Timestamp,
+}
+
+impl SecretKey {
+    /// How long a key is known to all nodes before it makes anything.
+    pub const AHEAD: SignedDuration = SignedDuration::from_mins(1);
 }
 
 impl Purpose {
@@ -57,6 +67,7 @@ impl Purpose {
         match self {
             Self::Refresh => "refresh",
             Self::Request => "request",
+            Self::Throttle => "throttle",
         }
     }
 }
@@ -65,9 +76,9 @@ impl FromStr for Purpose {
     type Err = Invalid;
 
     fn from_str(name: &str) -> Result<Self, Invalid> {
-        [Self::Refresh, Self::Request]
+        [Self::Refresh, Self::Request, Self::Throttle]
             .into_iter()
             .find(|purpose| purpose.as_str() == name)
-            .ok_or_else(|| Invalid::new("must be refresh or request"))
+            .ok_or_else(|| Invalid::new("must be refresh, request or throttle"))
     }
 }

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{Core, keys, token};
+use super::{Core, keys, secret_keys, token};
 use crate::{
     domain::{ApiKeyId, Call, trust::TrustChange},
     error::Result,
@@ -34,11 +34,12 @@ enum Expired {
     FailedLogins,
     TrustEntries,
     SigningKeys,
+    SecretKeys,
     Nodes,
 }
 
 impl Expired {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Sessions,
         Self::ApiKeys,
         Self::ApiKeySecrets,
@@ -46,6 +47,7 @@ impl Expired {
         Self::FailedLogins,
         Self::TrustEntries,
         Self::SigningKeys,
+        Self::SecretKeys,
         Self::Nodes,
     ];
 }
@@ -140,6 +142,9 @@ impl Janitor {
                 // goes twice as late as it might.
                 Expired::TrustEntries => trust::prune(tx, now - token::RETENTION * 2, BATCH).await,
                 Expired::SigningKeys => keys::remove_expired(&self.core, &self.call, tx).await,
+                Expired::SecretKeys => {
+                    secret_keys::remove_expired(&self.core, &self.call, tx).await
+                }
                 Expired::Nodes => nodes::delete_silent(tx, now - SILENT_KEPT).await,
             })
             .await?;

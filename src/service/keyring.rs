@@ -18,7 +18,7 @@ use crate::{
     domain::{
         Call,
         audit::Action,
-        signing_key::{Purpose, SigningKey},
+        signing_key::{Purpose, SecretKey, SigningKey},
         trust::TrustChange,
     },
     error::{Error, Result},
@@ -118,6 +118,7 @@ impl Keyring {
             )
         };
         let pairs = seen.trusted(pairs, &self.sealer, core.now());
+        let secrets = seen.not_gone(secrets);
         let active = pairs.iter().find(|key| key.state == KeyState::Active);
         let active = active
             .ok_or_else(|| Error::internal("there is no active signing key that can be trusted"))?;
@@ -138,11 +139,15 @@ impl Keyring {
     }
 }
 
-/// How far each signing key has come, as this process has seen it. A key only
-/// goes forward; whoever can write rows may have kept old ones, which are as
+/// How far each key has come, as this process has seen it. A key only goes
+/// forward; whoever can write rows may have kept old ones, which are as
 /// authentic as they ever were.
 #[derive(Debug, Default)]
-struct Seen(HashMap<String, Step>);
+struct Seen {
+    signing: HashMap<String, Step>,
+    /// Whether the key of this id is still there. No id is given twice.
+    secret: HashMap<i32, bool>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
@@ -171,7 +176,7 @@ impl Seen {
         sealer: &Sealer,
         now: Timestamp,
     ) -> Vec<SigningKey> {
-        for (kid, step) in &mut self.0 {
+        for (kid, step) in &mut self.signing {
             if stored.iter().all(|key| key.kid != *kid) {
                 *step = Step::Gone;
             }
@@ -179,13 +184,13 @@ impl Seen {
         let (mut trusted, mut refused) = (Vec::new(), 0_u32);
         for key in stored {
             let step = Step::from(key.state);
-            let cause = match (signing::open(&key, sealer), self.0.get(&key.kid)) {
+            let cause = match (signing::open(&key, sealer), self.signing.get(&key.kid)) {
                 (Err(error), _) => crate::error::chain(&error),
                 (Ok(_), Some(seen)) if *seen > step => {
                     format!("its row says {step:?}, and it was {seen:?} already")
                 }
                 (Ok(_), _) => {
-                    self.0.insert(key.kid.clone(), step);
+                    self.signing.insert(key.kid.clone(), step);
                     if key.verify_until.is_none_or(|until| now < until) {
                         trusted.push(key);
                     }
@@ -197,6 +202,23 @@ impl Seen {
         }
         metrics::gauge!("countersign_signing_keys_refused").set(refused);
         trusted
+    }
+
+    /// The symmetric keys without those that were gone already.
+    fn not_gone(&mut self, mut stored: Vec<SecretKey>) -> Vec<SecretKey> {
+        stored.retain(|key| {
+            let is_gone = self.secret.get(&key.id) == Some(&false);
+            if is_gone {
+                let purpose = key.purpose.as_str();
+                tracing::error!(id = key.id, purpose, "a key that was gone is not trusted");
+            }
+            !is_gone
+        });
+        for (id, is_there) in &mut self.secret {
+            *is_there = stored.iter().any(|key| key.id == *id);
+        }
+        self.secret.extend(stored.iter().map(|key| (key.id, true)));
+        stored
     }
 }
 
@@ -255,4 +277,4 @@ pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
     Ok(())
 }
 
-const PURPOSES: [Purpose; 2] = [Purpose::Refresh, Purpose::Request];
+const PURPOSES: [Purpose; 3] = [Purpose::Refresh, Purpose::Request, Purpose::Throttle];

@@ -76,7 +76,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
         id: SessionId::new(now, &*core.entropy),
         user_id: account.user_id,
         epoch: account.epoch,
-        key_id: keys.refresh.newest_id(),
+        key_id: keys.refresh.maker(now),
         binding: core.entropy.array(),
         device_name: wish.device_name,
         user_agent: call.user_agent.clone(),
@@ -137,7 +137,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     } else {
         let id = core.entropy.array();
         let epoch = account.min_session_epoch;
-        keys.request.device_token(account.user_id, epoch, id)
+        keys.request.device_token(now, account.user_id, epoch, id)
     };
     Ok(LoggedIn {
         tokens: token::pair(core, &keys, &subject, refresh, session.expires_at)?,

@@ -10,6 +10,7 @@
 //! | `keyring` | the keys in use, and their creation at first start |
 //! | `keys`, `rotation` | rotating signing keys, by hand and by schedule |
 //! | `rewrap` | changing the master key |
+//! | `secret_keys` | rotating symmetric keys, and taking them away |
 //! | `presence` | what a node tells the others about itself |
 //! | `skew` | whether its clock is right |
 //! | `throttle` | slowing down those who guess passwords |
@@ -40,6 +41,7 @@ pub mod register;
 pub mod rewrap;
 pub mod roles;
 pub mod rotation;
+pub mod secret_keys;
 pub mod session;
 pub mod sessions;
 pub mod skew;

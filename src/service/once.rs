@@ -121,8 +121,9 @@ impl<T> Claim<T> {
         let Some((request_id, body)) = &self.key else {
             return Ok(true);
         };
-        let body_mac = core.keyring.keys()?.request.body_mac(self.method, body);
-        let expires_at = core.clock.now() + KEPT;
+        let (keys, now) = (core.keyring.keys()?, core.clock.now());
+        let body_mac = keys.request.body_mac(now, self.method, body);
+        let expires_at = now + KEPT;
         let record = idempotency::NewRecord {
             method: self.method,
             caller: authority::caller_id(call),

@@ -77,11 +77,12 @@ impl PageRequest {
         cursor: impl FnOnce(K) -> Vec<u8>,
     ) -> Result<Listing<T>> {
         let next_page_token = match page.next {
-            Some(key) => core
-                .keyring
-                .keys()?
-                .request
-                .page_token(&self.scope(call), &cursor(key)),
+            Some(key) => {
+                core.keyring
+                    .keys()?
+                    .request
+                    .page_token(core.now(), &self.scope(call), &cursor(key))
+            }
             None => String::new(),
         };
         Ok(Listing {

@@ -85,7 +85,7 @@ pub async fn change(
     let hash = hashing.hash(new, call).await?;
 
     let now = core.now();
-    let key_id = keys.refresh.newest_id();
+    let key_id = keys.refresh.maker(now);
     let binding = core.entropy.array();
     let written = core
         .store

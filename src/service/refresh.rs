@@ -127,7 +127,7 @@ async fn step(
     let now = core.now();
     let lifetimes = core.policy.sessions.lifetimes();
     let expires_at = (now + lifetimes.idle).min(state.absolute_expires_at);
-    let newest = keys.refresh.newest_id();
+    let newest = keys.refresh.maker(now);
     let advanced = sessions::advance(
         tx,
         id,

@@ -174,6 +174,13 @@ pub async fn insert_secret_key(conn: &mut Conn, key: &SecretKey) -> Result<bool>
     Ok(inserted == 1)
 }
 
+/// Takes a symmetric key away. False if it is not there.
+pub async fn delete_secret_key(conn: &mut Conn, id: i32) -> Result<bool> {
+    let deleted = on!(conn, |c| diesel::delete(secret_keys::table.find(id))
+        .execute(c))?;
+    Ok(deleted == 1)
+}
+
 /// Puts a sealed text in the place of another, if that is still there.
 pub async fn reseal_signing_key(
     conn: &mut Conn,

@@ -358,6 +358,49 @@ pub async fn revoke_all(
     Ok(revoked.into_iter().map(SessionId::from).collect())
 }
 
+/// Revokes sessions whose refresh token is under a key: up to `limit` of those
+/// after an id, in the order of ids. Returns them, and the last id that was looked
+/// at; none if there are no more.
+pub async fn revoke_under_key(
+    conn: &mut Conn,
+    key_id: i32,
+    after: SessionId,
+    limit: i64,
+    now: Timestamp,
+) -> Result<(Vec<SessionId>, Option<SessionId>)> {
+    let found: Vec<Id> = on!(conn, |c| sessions::table
+        .filter(sessions::id.gt(Id::from(after)))
+        .filter(sessions::key_id.eq(key_id))
+        .filter(sessions::revoked_at.is_null())
+        .filter(sessions::expires_at.gt(At(now)))
+        .order(sessions::id.asc())
+        .limit(limit)
+        .select(sessions::id)
+        .load(c))?;
+    let last = found.last().copied().map(SessionId::from);
+    let revoked: Vec<Id> = on!(conn, |c| diesel::update(
+        sessions::table
+            .filter(sessions::id.eq_any(found))
+            .filter(sessions::key_id.eq(key_id))
+            .filter(sessions::revoked_at.is_null())
+    )
+    .set(sessions::revoked_at.eq(At(now)))
+    .returning(sessions::id)
+    .get_results(c))?;
+    Ok((revoked.into_iter().map(SessionId::from).collect(), last))
+}
+
+/// Whether a live session has its refresh token under this key.
+pub async fn any_under_key(conn: &mut Conn, key_id: i32, now: Timestamp) -> Result<bool> {
+    Ok(on!(conn, |c| diesel::select(exists(
+        sessions::table
+            .filter(sessions::key_id.eq(key_id))
+            .filter(sessions::revoked_at.is_null())
+            .filter(sessions::expires_at.gt(At(now)))
+    ))
+    .get_result(c))?)
+}
+
 /// Lets a live session go on after a change of its account that was made
 /// through it: in the account's new epoch, and with a new binding and the next
 /// generation, so that no refresh token of before fits it. None if it is dead.

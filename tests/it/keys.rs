@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod rewrap;
+mod secret_keys;
 mod several_nodes;
 mod tampering;
 

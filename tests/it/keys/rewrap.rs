@@ -31,6 +31,12 @@ pub(super) fn with(keys: &[&str]) -> impl FnOnce(&mut countersign::config::Confi
     |config| config.master_key = Some(Secret::new(text))
 }
 
+/// A busy machine is no fault of a rotation.
+pub(super) fn patient(config: &mut countersign::config::Config) {
+    config.database.acquire_timeout_ms = 10_000;
+    config.database.query_timeout_ms = 12_000;
+}
+
 async fn rewrap(core: &Core) -> Outcome {
     rewrap::rewrap(core, &Call::internal("test")).await.unwrap()
 }
@@ -85,14 +91,14 @@ fn bytes(kind: Kind, hexadecimal: &str) -> String {
 
 /// What people do all day.
 #[derive(Clone, Default)]
-struct Load {
-    over: CancellationToken,
+pub(super) struct Load {
+    pub(super) over: CancellationToken,
     done: Arc<Mutex<BTreeMap<&'static str, usize>>>,
     failures: Arc<Mutex<Vec<String>>>,
 }
 
 impl Load {
-    async fn go_on(self, minter: Client, validator: Client, person: Person) {
+    pub(super) async fn go_on(self, minter: Client, validator: Client, person: Person) {
         let mut refresh_token = person.tokens.refresh_token.clone();
         while !self.over.is_cancelled() {
             let fresh = world::login(&minter, &person.email, PASSWORD).await;
@@ -125,6 +131,12 @@ impl Load {
         }
     }
 
+    /// How many calls there were of each kind, and what failed.
+    pub(super) fn ended(&self) -> (BTreeMap<&'static str, usize>, Vec<String>) {
+        let done = self.done.lock().unwrap().clone();
+        (done, self.failures.lock().unwrap().clone())
+    }
+
     fn note<T>(&self, what: &'static str, outcome: Result<T, Status>) -> Option<T> {
         *self.done.lock().unwrap().entry(what).or_default() += 1;
         let failed = |status: &Status| {
@@ -139,7 +151,10 @@ on_both! {
     /// On PostgreSQL with two nodes.
     async fn the_master_key_is_changed_while_calls_go_on(world: World) {
         let people = [world.person().await, world.person().await];
-        let world = world.restarted(with(&[NEW, MASTER_KEY])).await;
+        let world = world.restarted(|config| {
+            with(&[NEW, MASTER_KEY])(config);
+            patient(config);
+        }).await;
         let admin = world.admin().await;
         let other = world.another_node().await;
         let nodes = if other.is_some() { 2 } else { 1 };
@@ -171,9 +186,8 @@ on_both! {
         }
         load.over.cancel();
         tasks.join_all().await;
-        let failures = load.failures.lock().unwrap().clone();
+        let (done, failures) = load.ended();
         assert_eq!(failures, Vec::<String>::new());
-        let done = load.done.lock().unwrap().clone();
         println!("calls: {done:?}");
         assert!(done.len() == 5 && done.values().all(|calls| *calls > 0), "{done:?}");
         assert_eq!(recorded(&world, "key.rewrapped").await, 19);
@@ -271,12 +285,12 @@ on_both! {
         let ana = world.person().await;
         assert_eq!(signer(&ana.tokens.access_token), KID);
         let core = world.command_line().await;
-        assert_eq!(standing(&core).await.in_use, BTreeMap::from([(id(MASTER_KEY), 3)]));
+        assert_eq!(standing(&core).await.in_use, BTreeMap::from([(id(MASTER_KEY), 4)]));
         // Also where the master key stays, they get the id.
         let same = world.command_line_with(&ring(&[MASTER_KEY, NEW])).await;
         assert_eq!(rewrapped(&same, MASTER_KEY).await, 3);
         assert_eq!(rewrapped(&same, MASTER_KEY).await, 0);
-        assert_eq!(rewrapped(&core, NEW).await, 3);
+        assert_eq!(rewrapped(&core, NEW).await, 4);
         let world = world.restarted(with(&[NEW])).await;
         assert!(validates(&world.anonymous(), &ana.tokens.access_token).await);
         calls::refresh(&world.anonymous(), &ana.tokens.refresh_token).await.unwrap();
@@ -300,19 +314,19 @@ on_both! {
             let rows = rows.concat();
             eventually(&rows, async || program.succeed(&check, "").ends_with(&rows)).await;
         };
-        checked(&[row(id(NEW), "first", 0, "0 of 1"), row(id(MASTER_KEY), "yes", 3, "1 of 1")]).await;
+        checked(&[row(id(NEW), "first", 0, "0 of 1"), row(id(MASTER_KEY), "yes", 4, "1 of 1")]).await;
         let refused = program.fail(&["key", "rewrap"], "");
         assert!(refused.contains(&format!("the master key {} yet", id(NEW))), "{refused}");
         server.signal("TERM");
         server.end().await;
 
         let mut server = program.serve("both").await;
-        checked(&[row(id(NEW), "first", 0, "1 of 1"), row(id(MASTER_KEY), "yes", 3, "1 of 1")]).await;
+        checked(&[row(id(NEW), "first", 0, "1 of 1"), row(id(MASTER_KEY), "yes", 4, "1 of 1")]).await;
         let done = program.succeed(&["key", "rewrap"], "");
-        assert_eq!(done, format!("sealed 3 keys under the master key {}\n", id(NEW)));
+        assert_eq!(done, format!("sealed 4 keys under the master key {}\n", id(NEW)));
         let done = program.succeed(&["key", "rewrap"], "");
         assert_eq!(done, format!("all keys are sealed under the master key {} already\n", id(NEW)));
-        checked(&[row(id(NEW), "first", 3, "1 of 1"), row(id(MASTER_KEY), "yes", 0, "1 of 1")]).await;
+        checked(&[row(id(NEW), "first", 4, "1 of 1"), row(id(MASTER_KEY), "yes", 0, "1 of 1")]).await;
         let listed = program.succeed(&["key", "list"], "");
         assert!(listed.lines().nth(1).unwrap().ends_with(&id(NEW).to_string()), "{listed}");
         server.signal("TERM");
@@ -324,7 +338,7 @@ on_both! {
         assert!(refused.contains("is not in this ring"), "{refused}");
         assert!(refused.contains(&id(NEW).to_string()), "{refused}");
         let shown = program.succeed(&check, "");
-        assert!(shown.ends_with(&row(id(NEW), "no", 3, "0 of 0")), "{shown}");
+        assert!(shown.ends_with(&row(id(NEW), "no", 4, "0 of 0")), "{shown}");
         let program = program.set("COUNTERSIGN_MASTER_KEY", NEW);
         let server = program.serve("new").await;
         assert!(validates(&server.client(), &pair.access_token).await);

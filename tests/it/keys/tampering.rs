@@ -1,11 +1,12 @@
 //! What somebody who can write rows, and has no master key, can do to keys.
 
 use countersign::{
-    domain::Call,
+    domain::{Call, signing_key::Purpose},
     service::{
         Core,
         keys::{self, Activation},
         once::{Made, Repeatable},
+        secret_keys,
     },
 };
 
@@ -179,6 +180,28 @@ on_both! {
         assert!(!published(&admin.client).await.contains(&active));
     }
 
+    async fn a_symmetric_key_that_was_altered_is_not_used(world: World) {
+        let core = world.node.running.core();
+        let made = secret_keys::rotate(core, &Call::internal("test"), Purpose::Refresh).await;
+        let id = made.unwrap().id;
+        world.execute("CREATE TABLE kept AS SELECT * FROM secret_keys").await;
+        let later = match world.database.kind {
+            Kind::Sqlite => "+ 1",
+            Kind::Postgres => "+ interval '1 microsecond'",
+        };
+        for change in [
+            "sealed = (SELECT sealed FROM kept WHERE id = 1)".to_owned(),
+            "purpose = 'request'".to_owned(),
+            "id = 77".to_owned(),
+            format!("created_at = created_at {later}"),
+        ] {
+            world.execute(&format!("UPDATE secret_keys SET {change} WHERE id = {id}")).await;
+            assert_eq!(trusts(&world.command_line().await).await, None, "{change}");
+            world.execute("DELETE FROM secret_keys; INSERT INTO secret_keys SELECT * FROM kept").await;
+        }
+        assert!(trusts(&world.command_line().await).await.is_some());
+    }
+
     async fn a_retired_key_has_no_private_half(world: World) {
         let admin = world.admin().await;
         let [retired, active, _] = three(&admin.client).await;
@@ -226,7 +249,7 @@ on_both! {
         world.execute("DELETE FROM signing_keys; INSERT INTO signing_keys SELECT * FROM new").await;
         let world = world.restarted(with(&[NEW, MASTER_KEY])).await;
         told(&world, 1, NEW).await;
-        assert_eq!(rewrapped(&world.command_line().await, NEW).await, 3);
+        assert_eq!(rewrapped(&world.command_line().await, NEW).await, 4);
         put_back(&world, "old", &kids[1]).await;
         let fresh = world.command_line_with(&ring(&[NEW])).await;
         assert_eq!(trusts(&fresh).await, None);
