@@ -74,7 +74,7 @@ pub async fn core(
     let sealer = Sealer::new(master_keys).context("the master keys cannot be used")?;
     let lanes = Lanes::start(&config.hashing, Arc::clone(&entropy))?;
     // Whoever tries one name must leave places for all others.
-    let longest_line = lanes.capacity() / 4;
+    let longest_line = lanes.capacity() / 2;
     Ok(Core {
         node_id: uuid::Builder::from_random_bytes(entropy.array()).into_uuid(),
         store: store.await?,

@@ -200,8 +200,8 @@ on_both! {
             config.hashing.queue = 1;
         }).await;
         let mut storm = tokio::task::JoinSet::new();
-        for _ in 0..12 {
-            let (client, email) = (world.node.new_connection(), ana.email.clone());
+        for n in 0..12 {
+            let (client, email) = (world.node.new_connection(), format!("no{n}@example.com"));
             storm.spawn(async move { try_login(&client, &email, "not the password at all").await });
         }
         // All that found no place are refused before the first hash ends.
