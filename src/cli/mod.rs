@@ -6,6 +6,7 @@
 pub mod api_key;
 pub mod backup;
 pub mod banner;
+pub mod calibrate;
 pub mod check_config;
 pub mod completions;
 pub mod key;
@@ -110,6 +111,8 @@ pub enum Command {
     Key(key::Command),
     /// Copy the SQLite database, also while it is being served
     Backup(backup::Arguments),
+    /// Measure what hashing passwords costs here, and propose settings
+    Calibrate(calibrate::Arguments),
     /// Print a shell's completions for this command line
     Completions(completions::Arguments),
 }
@@ -226,6 +229,7 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
             })
             .await?
         }
+        Command::Calibrate(arguments) => calibrate::run(&arguments, &config.hashing)?,
         Command::Backup(arguments) => {
             let done = async move { backup::run(arguments, &open(&config).await?).await };
             on(work, done).await?

@@ -42,7 +42,8 @@ const WAIT_SECONDS: &str = "countersign_hash_wait_seconds";
 
 /// Memory in KiB and passes that cost an attacker about the same (OWASP
 /// Password Storage Cheat Sheet); the least that a service should run with.
-const LEAST: [(u32, u32); 5] = [(47104, 1), (19456, 2), (12288, 3), (9216, 4), (7168, 5)];
+pub(super) const LEAST: [(u32, u32); 5] =
+    [(47104, 1), (19456, 2), (12288, 3), (9216, 4), (7168, 5)];
 
 /// A client that comes back sooner than this finds the same queue.
 const SHORTEST_RETRY: Duration = Duration::from_millis(100);
@@ -161,6 +162,15 @@ impl Config {
         }
     }
 
+    /// How many threads hash.
+    pub fn threads(&self) -> usize {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        match self.lanes {
+            0 => (cores / 2).max(1),
+            lanes => lanes,
+        }
+    }
+
     fn params(&self) -> Option<argon2::Params> {
         parameters(self.memory_kib, self.iterations, self.parallelism)
     }
@@ -173,11 +183,7 @@ impl Lanes {
         let params = config
             .params()
             .ok_or_else(|| Error::internal("parameters that Argon2id does not have"))?;
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        let lanes = match config.lanes {
-            0 => (cores / 2).max(1),
-            lanes => lanes,
-        };
+        let lanes = config.threads();
         let queue = match config.queue {
             0 => 16 * lanes,
             queue => queue,

@@ -12,6 +12,7 @@
 //! opened stays in here. The primitives are those of aws-lc-rs and argon2.
 
 mod argon2id;
+pub mod calibrate;
 pub mod entropy;
 pub mod lanes;
 pub mod master_key;

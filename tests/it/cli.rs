@@ -436,3 +436,21 @@ async fn a_shell_completes_commands_from_the_script_that_it_is_given() {
         assert!(script.contains("check-config"), "{shell}");
     }
 }
+
+#[tokio::test]
+async fn what_calibrate_proposes_can_be_set() {
+    let program = Program::bare(Database::create(Kind::Sqlite).await);
+    let text = program.succeed(&["calibrate", "--time", "10000"], "");
+    assert!(text.contains("\nnow "), "{text}");
+    assert!(text.contains("\nproposed "), "{text}");
+    let (_, settings) = text.split_once("[hashing]\n").expect(&text);
+    let file = program.folder().join("countersign.toml");
+    fs::write(&file, format!("[hashing]\n{settings}")).unwrap();
+    let file = file.display().to_string();
+    program.succeed(&["--config", &file, "check-config"], "");
+    let text = program.succeed(&["calibrate", "--time", "1"], "");
+    assert!(
+        text.contains("Nothing that a service should run with"),
+        "{text}"
+    );
+}
