@@ -2,8 +2,9 @@
 //! its results.
 //!
 //! Reused memory halves the cost of a hash: most of the rest is the kernel
-//! giving out zeroed pages. It is not wiped between passwords: with two passes
-//! or more each block holds a mix of both passes, and guessing a password from
+//! giving out zeroed pages. It is reserved from the start and filled by the first
+//! hash: a node that hashes nothing does without. It is wiped after a single pass
+//! only: with more each block holds a mix of them, and guessing a password from
 //! it costs what guessing it from the stored hash does.
 
 use std::sync::{
@@ -101,10 +102,10 @@ fn write(params: &Params, salt: Salt, output: Output) -> Option<String> {
 }
 
 impl Hasher {
-    /// Takes the memory that these parameters need, at once and for good.
+    /// Reserves the memory that these parameters need, at once and for good.
     /// `work` counts the blocks that are filled.
     pub(super) fn new(params: Params, work: Arc<AtomicU64>) -> Result<Self> {
-        let memory = blocks(params.block_count())?;
+        let memory = reserved(params.block_count())?;
         Ok(Self {
             params,
             memory,
@@ -164,13 +165,17 @@ impl Hasher {
 
     fn compute(&mut self, params: &Params, password: &Password, salt: &Salt) -> Result<Output> {
         let mut more;
-        let memory = if params.block_count() <= self.memory.len() {
+        let blocks = params.block_count();
+        let memory = if blocks <= self.params.block_count() {
             &mut self.memory
         } else {
             // Rare: a hash from when more was configured.
-            more = blocks(params.block_count())?;
+            more = reserved(blocks)?;
             &mut more
         };
+        if memory.len() < blocks {
+            memory.resize(blocks, Block::new());
+        }
         let mut output = [0; OUTPUT];
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone())
             .hash_password_into_with_memory(
@@ -180,6 +185,9 @@ impl Hasher {
                 memory.as_mut_slice(),
             )
             .map_err(Error::internal)?;
+        if params.t_cost() == 1 {
+            memory.fill(Block::new());
+        }
         self.work.fetch_add(work(params), Relaxed);
         Output::new(&output).map_err(Error::internal)
     }
@@ -190,11 +198,10 @@ fn work(params: &Params) -> u64 {
     params.block_count() as u64 * u64::from(params.t_cost())
 }
 
-fn blocks(count: usize) -> Result<Vec<Block>> {
-    let mut blocks = Vec::new();
-    blocks.try_reserve_exact(count).map_err(Error::internal)?;
-    blocks.resize(count, Block::new());
-    Ok(blocks)
+fn reserved(blocks: usize) -> Result<Vec<Block>> {
+    let mut memory = Vec::new();
+    memory.try_reserve_exact(blocks).map_err(Error::internal)?;
+    Ok(memory)
 }
 
 #[cfg(test)]
@@ -251,7 +258,7 @@ mod tests {
             .output_len(32)
             .build()
             .unwrap();
-        let mut memory = blocks(params.block_count()).unwrap();
+        let mut memory = vec![Block::new(); params.block_count()];
         let argon2 =
             Argon2::new_with_secret(&[3; 8], Algorithm::Argon2id, Version::V0x13, params).unwrap();
         let mut output = [0; 32];
@@ -328,6 +335,7 @@ mod tests {
     #[test]
     fn a_larger_stored_hash_takes_memory_for_one_call() {
         let mut hasher = hasher(8, 1, 1);
+        assert!(hasher.memory.is_empty() && hasher.memory.capacity() >= 8);
         let verdict = hasher.verify(&password(PASSWORD), Some(&stored(REFERENCE[2])), [0; SALT]);
         assert!(matches!(verdict, Ok(Verdict::Match { .. })));
         assert_eq!(hasher.memory.len(), 8);

@@ -21,6 +21,11 @@ use countersign::{
     crypto::{Lanes, SystemEntropy, Verdict, lanes},
     domain::{Call, Password},
 };
+use mimalloc::MiMalloc;
+
+/// The service's own, as the lanes are.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
