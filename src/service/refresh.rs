@@ -1,7 +1,8 @@
 //! Refreshing: safe to retry, deadly to steal.
 //!
 //! A session's row knows the generation of its current token. A token of that
-//! generation advances the row by one guarded update. The one before it,
+//! generation advances the row by one guarded update, which is taken back if the
+//! row's random value says that the token was made for another. The one before it,
 //! presented again within the grace, gets the same successor: it is derived,
 //! not stored. An older one means that somebody kept a copy, and ends the
 //! session.
@@ -121,25 +122,21 @@ async fn step(
     presented: &PresentedToken,
 ) -> Result<Outcome> {
     let id = presented.session_id;
-    let Some(state) = bound(tx, keys, presented).await? else {
-        return Ok(Outcome::Refused);
-    };
     let now = core.now();
     let lifetimes = core.policy.sessions.lifetimes();
-    let expires_at = (now + lifetimes.idle).min(state.absolute_expires_at);
     let newest = keys.refresh.maker(now);
-    let advanced = sessions::advance(
-        tx,
-        id,
-        presented.generation,
-        &state.binding,
-        newest,
-        now,
-        expires_at,
-    )
-    .await?;
+    let idle_until = now + lifetimes.idle;
+    let advanced = sessions::advance(tx, id, presented.generation, newest, now, idle_until).await?;
     if let Some(row) = advanced {
-        let roles = roles::of_user(tx, row.user_id).await?;
+        if !presented.bound_to(&keys.refresh, &row.binding) {
+            // An error, so that nothing of it stays.
+            return Err(token::refused());
+        }
+        let roles = if row.has_roles {
+            roles::of_user(tx, row.user_id).await?
+        } else {
+            Vec::new()
+        };
         return Ok(Outcome::Successor(Box::new(Successor {
             user_id: row.user_id,
             epoch: row.user_epoch,
@@ -151,8 +148,7 @@ async fn step(
             roles,
         })));
     }
-    // Not the current one, or not live: look again, now that racing calls
-    // have committed.
+    // Not the current one, or not live.
     let Some(state) = bound(tx, keys, presented).await? else {
         return Ok(Outcome::Refused);
     };

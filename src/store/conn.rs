@@ -18,7 +18,11 @@ use diesel::{
 };
 use jiff::Timestamp;
 
-use super::{health::Health, pool::Link};
+use super::{
+    group::{End, Group, Line},
+    health::Health,
+    pool::Link,
+};
 use crate::{
     breaker::Permit,
     domain::{Cost, trust::TrustChange},
@@ -30,6 +34,10 @@ pub struct Conn {
     pub(super) link: Link,
     pub(super) gauge: Gauge,
     changes: Vec<TrustChange>,
+    /// Where others wait for it.
+    line: Option<Arc<Line>>,
+    /// Those whose work is in the open transaction.
+    group: Option<Arc<Group>>,
 }
 
 /// Bounds, counts and judges the queries of one connection.
@@ -165,8 +173,13 @@ impl Conn {
         permit: Option<Permit>,
         limit: Duration,
         waited: Duration,
+        line: Option<Arc<Line>>,
     ) -> Self {
+        let made_at = link.made_at();
+        let group = line.as_ref().zip(made_at);
         Self {
+            group: group.and_then(|(line, made_at)| line.take(made_at)),
+            line,
             link,
             gauge: Gauge {
                 health,
@@ -205,14 +218,79 @@ impl Conn {
     pub(super) async fn begin(&mut self) -> Result<()> {
         // Before it is sent: a BEGIN that nobody waited for may have happened.
         self.gauge.transaction = Transaction::Open;
-        // SQLite takes the write lock at once; a transaction that reads first
-        // and is then refused the lock could not be retried.
-        let sql = if self.is_postgres() {
+        let sql = if let Some(group) = &self.group {
+            group.join();
+            "SAVEPOINT member"
+        } else if self.is_postgres() {
             "BEGIN READ WRITE"
         } else {
+            // Takes the write lock at once; a transaction that reads first and
+            // is then refused the lock could not be retried.
             "BEGIN IMMEDIATE"
         };
         Ok(self.batch(sql).await?)
+    }
+
+    /// Those whose transaction this one is part of.
+    pub(super) fn group(&self) -> Option<&Arc<Group>> {
+        self.group.as_ref()
+    }
+
+    /// Leaves the transaction open for those in line, if there are any, and
+    /// gives the connection back. Somebody must stand in line to end it.
+    pub(super) fn lead(mut self) -> Result<Arc<Group>, Self> {
+        let somebody_waits = self.line.as_ref().is_some_and(|line| line.length() > 0);
+        let is_whole = self.gauge.transaction == Transaction::Open;
+        let Some(made_at) = self.link.made_at().filter(|_| somebody_waits && is_whole) else {
+            return Err(self);
+        };
+        let group = Arc::new(Group::new(made_at));
+        self.group = Some(Arc::clone(&group));
+        self.gauge.transaction = Transaction::None;
+        Ok(group)
+    }
+
+    /// Whether no answer came to a query.
+    pub(super) fn is_lost(&self) -> bool {
+        self.gauge.work == Work::Lost
+    }
+
+    /// Ends this part of the group's transaction: it stays, or is taken back.
+    /// If that fails, dropping the connection takes all of it back.
+    pub(super) async fn leave(&mut self, stays: bool) -> Result<()> {
+        self.changes.clear();
+        // As where it is alone, COMMIT is refused then.
+        let failed = self.gauge.ready().err().filter(|_| stays);
+        self.gauge.transaction = Transaction::Open;
+        let sql = if stays && failed.is_none() {
+            "RELEASE member"
+        } else {
+            "ROLLBACK TO member; RELEASE member"
+        };
+        self.batch(sql).await?;
+        self.gauge.transaction = Transaction::None;
+        failed.map_or(Ok(()), |failed| Err(failed.into()))
+    }
+
+    /// Ends the group's transaction, and tells all whose work is in it.
+    pub(super) async fn commit_group(&mut self) {
+        let Some(group) = self.group.take() else {
+            return;
+        };
+        self.gauge.transaction = Transaction::Open;
+        // What it waited in line is not the COMMIT's.
+        self.gauge.waited = Duration::ZERO;
+        group.ended(match self.commit().await {
+            Ok(()) => End::Committed,
+            Err(error) if error.reason() == Reason::OutcomeUnknown => End::Unknown,
+            Err(error) => {
+                tracing::error!(%error, "a shared transaction is taken back");
+                match error.reason() {
+                    Reason::DependencyUnavailable => End::TakenBack,
+                    _ => End::Refused,
+                }
+            }
+        });
     }
 
     pub(super) async fn commit(&mut self) -> Result<()> {
@@ -248,14 +326,20 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         let gauge = &mut self.gauge;
+        // Of work in a group only its COMMIT says how the database does.
         if let Some(permit) = gauge.permit.take()
             && gauge.answered
+            && self.group.is_none()
         {
             permit.success();
         }
         let link = mem::replace(&mut self.link, Link::Closed);
+        let group = self.group.take();
         if gauge.work != Work::Idle || gauge.transaction != Transaction::None {
             link.discard(gauge.work == Work::Lost);
+        } else if let (Some(line), Some(group)) = (&self.line, group) {
+            // Before somebody else has the connection.
+            line.leave(group);
         }
     }
 }

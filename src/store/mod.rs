@@ -3,7 +3,8 @@
 //!
 //! A tour. `config` says which database; `pool` opens it; `conn` is a
 //! connection on loan to one call, and the macro `on!` that runs one query text
-//! on both databases; `types` and `schema` are the columns and tables;
+//! on both databases; `group` lets those who write to SQLite share a COMMIT;
+//! `types` and `schema` are the columns and tables;
 //! `migrate` makes them. Then a file for each group of tables: [`users`],
 //! [`roles`], [`sessions`], [`api_keys`], [`keys`], [`nodes`], [`trust`],
 //! [`audit`], [`idempotency`], [`login_throttle`]; and [`janitor`], which clears
@@ -22,6 +23,7 @@ pub mod api_keys;
 pub mod audit;
 mod config;
 mod conn;
+mod group;
 mod health;
 pub mod idempotency;
 pub mod janitor;
@@ -59,6 +61,7 @@ pub use self::{
     migrate::{Migration, MigrationState},
 };
 use self::{
+    group::{End, Group},
     health::Health,
     pool::{Pools, Side, Unreachable},
 };
@@ -67,6 +70,9 @@ use crate::{
     domain::{Call, Cost, Entropy, session::Outage},
     error::{Error, Reason, Result},
 };
+
+/// The pause before a group's COMMIT is tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// The database. Clones share it.
 #[derive(Clone)]
@@ -204,12 +210,15 @@ impl Store {
     ///
     /// `OUTCOME_UNKNOWN` means that COMMIT was sent and no answer came. A lock
     /// held too long by others is `DEPENDENCY_UNAVAILABLE` with a short retry.
+    /// On SQLite those who write at the same time share a COMMIT (`group`).
     pub async fn write<R>(
         &self,
         call: &Call,
         work: impl AsyncFnOnce(&mut Conn) -> Result<R>,
     ) -> Result<Written<R>> {
+        let waiting = self.pools().line(Side::Write).map(|line| line.wait());
         let mut conn = self.acquire(call, Side::Write).await?;
+        drop(waiting);
         conn.begin().await?;
         let outcome = async {
             let value = work(&mut conn).await?;
@@ -225,9 +234,29 @@ impl Store {
             Ok(Written { value, seq })
         }
         .await;
+        if let Some(group) = conn.group().cloned() {
+            if conn.is_lost() {
+                return outcome;
+            }
+            conn.leave(outcome.is_ok()).await?;
+            drop(conn);
+            return match group.outcome(self.longest_commit()).await {
+                Ok(()) => outcome,
+                Err(error) if outcome.is_ok() => Err(error),
+                // Of this one nothing was to stay.
+                Err(error) => Err(Health::busy().because(error)),
+            };
+        }
         match outcome {
             Ok(written) => {
-                conn.commit().await?;
+                match conn.lead() {
+                    Ok(group) => {
+                        // Not left undone by a caller who leaves.
+                        tokio::spawn(self.clone().commit_for_all(Arc::clone(&group)));
+                        group.outcome(self.longest_commit()).await?;
+                    }
+                    Err(mut conn) => conn.commit().await?,
+                }
                 Ok(written)
             }
             Err(error) => {
@@ -235,6 +264,32 @@ impl Store {
                 Err(error)
             }
         }
+    }
+
+    /// Ends a group's transaction after those who stood in line for it.
+    async fn commit_for_all(self, group: Arc<Group>) {
+        let cost = Arc::default();
+        loop {
+            // Nobody stays in line for longer than this who came before.
+            let limit = self.0.acquire + self.0.query;
+            let permit = self.breaker().permit().ok();
+            match self.connect(Side::Write, limit, &cost, permit).await {
+                Ok(mut conn) if conn.group().is_some_and(|open| Arc::ptr_eq(open, &group)) => {
+                    return conn.commit_group().await;
+                }
+                // Its own connection was lost.
+                Ok(_) => return group.ended(End::TakenBack),
+                Err(error) => {
+                    tracing::warn!(%error, "a shared transaction waits for its end");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// How long a group may take to its end.
+    fn longest_commit(&self) -> Duration {
+        self.0.acquire + self.0.query * 2
     }
 
     async fn acquire(&self, call: &Call, side: Side) -> Result<Conn> {
@@ -273,6 +328,7 @@ impl Store {
                     permit,
                     self.0.query,
                     waited,
+                    pools.line(side).cloned(),
                 ));
             }
             Err(unreachable) => unreachable,

@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use diesel::{
@@ -38,6 +38,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::{
     SetupError,
     config::{Config, Target},
+    group::Line,
 };
 
 pub(super) type Lite = SyncConnectionWrapper<SqliteConnection, Threads>;
@@ -55,6 +56,7 @@ pub(super) enum Pools {
         path: PathBuf,
         readers: Pool<Lite>,
         writer: Pool<Lite>,
+        line: Arc<Line>,
     },
     Postgres {
         connector: Connector,
@@ -122,6 +124,7 @@ impl Pools {
                 Ok(Self::Sqlite {
                     readers: pool(Side::Read, config.max_connections)?,
                     writer: pool(Side::Write, 1)?,
+                    line: Arc::default(),
                     path,
                 })
             }
@@ -138,6 +141,14 @@ impl Pools {
                     connector,
                 })
             }
+        }
+    }
+
+    /// The line of those who write, where one connection does.
+    pub(super) fn line(&self, side: Side) -> Option<&Arc<Line>> {
+        match (self, side) {
+            (Self::Sqlite { line, .. }, Side::Write) => Some(line),
+            _ => None,
         }
     }
 
@@ -202,6 +213,15 @@ impl From<diesel_async::pooled_connection::deadpool::PoolError> for Unreachable 
 }
 
 impl Link {
+    /// When the connection was made, which tells it from others of its pool.
+    pub(super) fn made_at(&self) -> Option<Instant> {
+        match self {
+            Self::Sqlite(object) => Some(Object::metrics(object).created),
+            Self::Postgres(object) => Some(Object::metrics(object).created),
+            Self::Closed => None,
+        }
+    }
+
     /// Closes the connection instead of giving it back. Those that idle in the
     /// pool are closed too if this one was lost: what happened to it has likely
     /// happened to them.
@@ -381,6 +401,7 @@ async fn open_file(path: PathBuf, side: Side, query: Duration) -> ConnectionResu
                  PRAGMA foreign_keys = ON; \
                  PRAGMA synchronous = FULL; \
                  PRAGMA trusted_schema = OFF; \
+                 PRAGMA temp_store = MEMORY; \
                  PRAGMA query_only = {query_only};"
             ))
             .map_err(ConnectionError::CouldntSetupConfiguration)?;

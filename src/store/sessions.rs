@@ -4,13 +4,16 @@
 //! active, and its epoch is not below the account's `min_session_epoch`. Every
 //! query that says "live" checks all of it in its own statement.
 
-use diesel::{dsl::exists, prelude::*};
+use diesel::{
+    dsl::{case_when, exists},
+    prelude::*,
+};
 use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 
 use super::{
     conn::{Conn, Outcome, on},
-    schema::{sessions, users},
+    schema::{sessions, user_roles, users},
     types::{At, Id, illegal, parse},
 };
 use crate::{
@@ -115,6 +118,8 @@ pub struct Advanced {
     pub client_id: String,
     /// When a credential was checked; the claim of this name.
     pub auth_time: Timestamp,
+    /// Whether the account has any role, read by that statement too.
+    pub has_roles: bool,
 }
 
 /// How a session goes on after a change of its account.
@@ -262,17 +267,17 @@ pub async fn state(conn: &mut Conn, id: SessionId) -> Result<Option<SessionState
 }
 
 /// Advances a live session from generation `from`, or from one below it whose
-/// successor a failover lost, to `from + 1`. None if it is dead, further on or
-/// no longer bound by `binding`, for which the caller has checked the token:
-/// [`state`] says which. Of any number of callers with one token, one succeeds.
+/// successor a failover lost, to `from + 1`; it ends at `idle_until`, or when it
+/// does in any case. None if it is dead or further on: [`state`] says which. Of
+/// any number of callers with one token, one succeeds. The caller must check the
+/// token against the binding, and take the transaction back if it does not fit.
 pub async fn advance(
     conn: &mut Conn,
     id: SessionId,
     from: i64,
-    binding: &[u8; 16],
     key_id: i32,
     now: Timestamp,
-    expires_at: Timestamp,
+    idle_until: Timestamp,
 ) -> Result<Option<Advanced>> {
     // The epoch must come from this very statement: read later, it could be
     // that of a change which ends the session, and the token would outlive it.
@@ -280,11 +285,13 @@ pub async fn advance(
         .filter(users::id.eq(sessions::user_id))
         .select(users::epoch)
         .single_value();
-    let row: Option<(StateRow, Option<i64>)> = on!(conn, |c| diesel::update(
+    let has_roles = exists(user_roles::table.filter(user_roles::user_id.eq(sessions::user_id)));
+    let ends_first = sessions::absolute_expires_at.lt(At(idle_until));
+    let expires_at = case_when(ends_first, sessions::absolute_expires_at);
+    let row: Option<(StateRow, Option<i64>, bool)> = on!(conn, |c| diesel::update(
         sessions::table
             .filter(sessions::id.eq(Id::from(id)))
             .filter(sessions::generation.le(from))
-            .filter(sessions::binding.eq(binding.as_slice()))
             .filter(sessions::revoked_at.is_null())
             .filter(sessions::expires_at.gt(At(now)))
             .filter(exists(
@@ -298,12 +305,12 @@ pub async fn advance(
         sessions::generation.eq(from + 1),
         sessions::key_id.eq(key_id),
         sessions::rotated_at.eq(At(now)),
-        sessions::expires_at.eq(At(expires_at)),
+        sessions::expires_at.eq(expires_at.otherwise(At(idle_until))),
     ))
-    .returning((StateRow::as_returning(), user_epoch))
+    .returning((StateRow::as_returning(), user_epoch, has_roles))
     .get_result(c))
     .optional()?;
-    let Some((row, user_epoch)) = row else {
+    let Some((row, user_epoch, has_roles)) = row else {
         return Ok(None);
     };
     Ok(Some(Advanced {
@@ -312,11 +319,12 @@ pub async fn advance(
         user_epoch: user_epoch
             .ok_or_else(|| illegal("sessions", "user_id", row.id, "names no account"))?,
         key_id: row.key_id,
-        binding: *binding,
+        binding: binding(row.id, row.binding)?,
         created_at: row.created_at.0,
         expires_at: row.expires_at.0,
         client_id: row.client_id,
         auth_time: row.created_at.0,
+        has_roles,
     }))
 }
 

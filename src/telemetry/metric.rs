@@ -91,6 +91,12 @@ pub const METRICS: &[Metric] = &[
         "Queries of the database",
     ),
     metric(
+        "countersign_database_shared_commits_total",
+        Kind::Counter,
+        &[],
+        "Transactions on SQLite that were committed together with others",
+    ),
+    metric(
         "countersign_ext_authz_checks_total",
         Kind::Counter,
         &["verdict"],

@@ -6,7 +6,7 @@ use countersign_proto::v1;
 use tonic::Code;
 
 use crate::{
-    harness::{Client, Person, World, refused, world},
+    harness::{Client, Kind, Person, World, refused, world},
     on_both,
 };
 
@@ -122,6 +122,25 @@ on_both! {
         let fourth = refresh(&world.anonymous(), &third.refresh_token).await.unwrap();
         assert_ne!(fourth.refresh_token, third.refresh_token);
         assert!(refresh(&world.anonymous(), &fourth.refresh_token).await.is_ok());
+    }
+
+    async fn a_token_of_another_history_is_refused_and_changes_nothing(world: World) {
+        let ana = world.person().await;
+        let row = "SELECT generation || ' ' || key_id || ' ' || rotated_at FROM sessions";
+        // As after a backup was restored, under which the password was changed.
+        let binding = match world.database.kind {
+            Kind::Sqlite => "X'000102030405060708090a0b0c0d0e0f'",
+            Kind::Postgres => "'\\x000102030405060708090a0b0c0d0e0f'",
+        };
+        world.execute(&format!("UPDATE sessions SET binding = {binding}")).await;
+        let before = world.query(row).await;
+        world.clock.advance(Duration::from_secs(1));
+        refused(
+            refresh(&world.anonymous(), &ana.tokens.refresh_token).await,
+            Code::Unauthenticated, "REFRESH_TOKEN_INVALID",
+        );
+        assert_eq!(world.query(row).await, before);
+        assert!(validates(&world.anonymous(), &ana.tokens.access_token).await);
     }
 
     async fn a_session_ends_when_idle_and_at_its_absolute_age(world: World) {

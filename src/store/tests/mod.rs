@@ -4,6 +4,7 @@ mod accounts;
 mod api_keys;
 mod cancellation;
 mod connecting;
+mod group;
 mod health;
 mod housekeeping;
 mod migrations;

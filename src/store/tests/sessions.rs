@@ -39,7 +39,7 @@ async fn open(db: &Database, user: UserId, epoch: i64) -> Option<SessionId> {
 async fn advance(store: &Store, id: SessionId, from: i64, now: Timestamp) -> Option<Advanced> {
     store
         .write(&call(), async |tx| {
-            sessions::advance(tx, id, from, &[7; 16], 2, now, now + seconds(100)).await
+            sessions::advance(tx, id, from, 2, now, now + seconds(100)).await
         })
         .await
         .unwrap()
@@ -132,6 +132,14 @@ on_both! {
         assert_eq!(generation(db, id).await, 1);
         // The row is behind the token: a failover lost commits.
         assert_eq!(advance(&db.store, id, 9, db.now()).await.unwrap().generation, 10);
+        // In any case it ends when it was to end at the latest.
+        let end = db.now() + seconds(950);
+        for n in 0..10 {
+            db.clock.pass(seconds(90));
+            advance(&db.store, id, 20 + n, db.now()).await.unwrap();
+            let state = sessions::state(&mut db.read().await, id).await.unwrap().unwrap();
+            assert_eq!(state.expires_at, end.min(db.now() + seconds(100)));
+        }
     }
 
     async fn of_many_with_one_token_one_advances(db) {
@@ -169,13 +177,9 @@ on_both! {
         assert_eq!(renew(db, id).await, Some(1));
         let state = sessions::state(&mut db.read().await, id).await.unwrap().unwrap();
         assert_eq!((state.epoch, state.key_id, state.binding), (1, 3, [9; 16]));
-        // The token was checked before the change, and waited behind it.
-        assert_eq!(advance(&db.store, id, 1, db.now()).await, None);
-        let late = db.now() + seconds(100);
-        let bound = db
-            .write(async |tx| sessions::advance(tx, id, 1, &[9; 16], 2, db.now(), late).await)
-            .await;
-        assert_eq!(bound.unwrap().user_epoch, 1);
+        // By what the row says now a token of before is told.
+        let advanced = advance(&db.store, id, 1, db.now()).await.unwrap();
+        assert_eq!((advanced.user_epoch, advanced.binding), (1, [9; 16]));
         db.write(async |tx| sessions::revoke(tx, id, db.now()).await).await;
         assert_eq!(renew(db, id).await, None);
         // Of a disabled account.
