@@ -236,18 +236,18 @@ impl Conn {
         self.group.as_ref()
     }
 
-    /// Leaves the transaction open for those in line, if there are any, and
-    /// gives the connection back. Somebody must stand in line to end it.
-    pub(super) fn lead(mut self) -> Result<Arc<Group>, Self> {
+    /// If others are in line, a group whose transaction this one is from now on.
+    /// Giving the connection back leaves it open for them, and somebody must
+    /// stand in line to end it.
+    pub(super) fn lead(&mut self) -> Option<Arc<Group>> {
         let somebody_waits = self.line.as_ref().is_some_and(|line| line.length() > 0);
-        let is_whole = self.gauge.transaction == Transaction::Open;
-        let Some(made_at) = self.link.made_at().filter(|_| somebody_waits && is_whole) else {
-            return Err(self);
-        };
-        let group = Arc::new(Group::new(made_at));
+        if !somebody_waits || self.gauge.transaction != Transaction::Open {
+            return None;
+        }
+        let group = Arc::new(Group::new(self.link.made_at()?));
         self.group = Some(Arc::clone(&group));
         self.gauge.transaction = Transaction::None;
-        Ok(group)
+        Some(group)
     }
 
     /// Whether no answer came to a query.

@@ -249,14 +249,14 @@ impl Store {
         }
         match outcome {
             Ok(written) => {
-                match conn.lead() {
-                    Ok(group) => {
-                        // Not left undone by a caller who leaves.
-                        tokio::spawn(self.clone().commit_for_all(Arc::clone(&group)));
-                        group.outcome(self.longest_commit()).await?;
-                    }
-                    Err(mut conn) => conn.commit().await?,
-                }
+                let Some(group) = conn.lead() else {
+                    conn.commit().await?;
+                    return Ok(written);
+                };
+                drop(conn);
+                // Not left undone by a caller who leaves.
+                tokio::spawn(self.clone().commit_for_all(Arc::clone(&group)));
+                group.outcome(self.longest_commit()).await?;
                 Ok(written)
             }
             Err(error) => {
