@@ -342,6 +342,16 @@ mod tests {
     }
 
     #[test]
+    fn a_single_pass_leaves_nothing_in_memory() {
+        for (passes, leaves) in [(1, false), (2, true)] {
+            let mut hasher = hasher(64, passes, 1);
+            hasher.hash(&password(PASSWORD), [1; SALT]).unwrap();
+            let mut words = hasher.memory.iter().flat_map(AsRef::<[u64]>::as_ref);
+            assert_eq!(words.any(|word| *word != 0), leaves);
+        }
+    }
+
+    #[test]
     fn only_canonical_strings_within_the_caps_are_read() {
         let salt = "AAECAwQFBgcICQoLDA0ODw";
         let hash = "LfR+3mNY7Repl21PztuJehADbUMqSs7xfSY7/Ji9IKw";
