@@ -117,11 +117,13 @@ impl Keyring {
                 keys::secret_keys(&mut conn).await?,
             )
         };
-        let pairs = seen.trusted(pairs, &self.sealer, core.now());
+        let (pairs, refused) = seen.trusted(pairs, &self.sealer, core.now());
         let secrets = seen.not_gone(secrets);
-        let active = pairs.iter().find(|key| key.state == KeyState::Active);
-        let active = active
-            .ok_or_else(|| Error::internal("there is no active signing key that can be trusted"))?;
+        let Some(active) = pairs.iter().find(|key| key.state == KeyState::Active) else {
+            return Err(
+                refused.unwrap_or_else(|| Error::internal("there is no active signing key"))
+            );
+        };
         let mut public = KeySet::default();
         for key in &pairs {
             let key = PublicKey::new(key.kid.clone(), key.algorithm, key.state, &key.public_key);
@@ -169,25 +171,29 @@ impl From<KeyState> for Step {
 
 impl Seen {
     /// The stored keys that are what we have written, have not gone back, and
-    /// may still have tokens. The log says of the others why not.
+    /// may still have tokens. The log says of the others why not; the error is
+    /// that of the active key.
     fn trusted(
         &mut self,
         stored: Vec<SigningKey>,
         sealer: &Sealer,
         now: Timestamp,
-    ) -> Vec<SigningKey> {
+    ) -> (Vec<SigningKey>, Option<Error>) {
         for (kid, step) in &mut self.signing {
             if stored.iter().all(|key| key.kid != *kid) {
                 *step = Step::Gone;
             }
         }
-        let (mut trusted, mut refused) = (Vec::new(), 0_u32);
+        let (mut trusted, mut refused, mut active) = (Vec::new(), 0_u32, None);
         for key in stored {
             let step = Step::from(key.state);
-            let cause = match (signing::open(&key, sealer), self.signing.get(&key.kid)) {
-                (Err(error), _) => crate::error::chain(&error),
+            let error = match (signing::open(&key, sealer), self.signing.get(&key.kid)) {
+                (Err(error), _) => error,
                 (Ok(_), Some(seen)) if *seen > step => {
-                    format!("its row says {step:?}, and it was {seen:?} already")
+                    let kid = &key.kid;
+                    Error::internal(format!(
+                        "the row of the signing key {kid} says {step:?}, and it was {seen:?} already"
+                    ))
                 }
                 (Ok(_), _) => {
                     self.signing.insert(key.kid.clone(), step);
@@ -198,10 +204,14 @@ impl Seen {
                 }
             };
             refused += 1;
+            let cause = crate::error::chain(&error);
             tracing::error!(kid = key.kid, cause, "a signing key is not trusted");
+            if key.state == KeyState::Active {
+                active = Some(error);
+            }
         }
         metrics::gauge!("countersign_signing_keys_refused").set(refused);
-        trusted
+        (trusted, active)
     }
 
     /// The symmetric keys without those that were gone already.
