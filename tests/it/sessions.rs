@@ -224,6 +224,7 @@ on_both! {
                 break;
             }
             // A new one comes first, and so on no later page.
+            world.clock.advance(Duration::from_micros(1));
             ana.again().await;
         }
         assert_eq!(found[0], expected[6].clone().max(expected[5].clone()).max(expected[4].clone()));
