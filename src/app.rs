@@ -24,7 +24,7 @@ use crate::{
     middleware::access,
     process::{Ports, Process, StopSignals, WORK_ENDS},
     service::{
-        Core, Feed, Keyring, Policy, Skew, Throttle, Trust, Work, janitor::Janitor,
+        Core, Feed, Keyring, Policy, Skew, Throttle, Trust, Work, audit::Chainer, janitor::Janitor,
         presence::Presence, rotation::Rotation, trust::Follower, wake::Wake,
     },
     store::Store,
@@ -212,6 +212,8 @@ fn spawn_work(
     tasks.spawn("telling other nodes", work, presence.map(Ok));
     let rotation = Rotation::new(Arc::clone(core)).run(over.clone());
     tasks.spawn("rotating signing keys", work, rotation.map(Ok));
+    let chaining = Chainer::new(Arc::clone(core)).run(over.clone());
+    tasks.spawn("chaining the audit log", work, chaining.map(Ok));
     let janitor = Janitor::new(Arc::clone(core), JANITOR_EVERY).run(over.clone());
     tasks.spawn("the janitor", work, janitor.map(Ok));
     let (store, until) = (core.store.clone(), over.clone());

@@ -17,7 +17,7 @@ use crate::{
         ApiKey, ApiKeyId, ApiKeyName, Call, Invalid, PageSize, PermissionName, api_key::Overlap,
     },
     service::{
-        Core, api_keys,
+        Core, api_keys, keyring,
         once::{Made, Repeatable},
     },
     store,
@@ -104,6 +104,9 @@ fn overlap(text: &str) -> Result<Overlap, Invalid> {
 /// Does it, and returns what to print.
 pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
     let call = Call::internal("cli");
+    if !matches!(command, Command::List(_)) {
+        keyring::load(core, &call).await?;
+    }
     match command {
         Command::Create(create) => create.run(core, &call).await,
         Command::List(List { account, format }) => {

@@ -13,7 +13,7 @@ use crate::{
     crypto::seal,
     domain::{Call, signing_key::SigningKey},
     service::{
-        Core, keys,
+        Core, keyring, keys,
         once::{Made, Repeatable},
         rewrap::{self, Outcome, Standing},
     },
@@ -221,6 +221,12 @@ fn lacking(standing: &Standing) -> String {
 pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
     let call = Call::internal("cli");
     core.store.migrate_up().await?;
+    if !matches!(
+        command,
+        Command::List(_) | Command::Rewrap(Rewrap { check: true })
+    ) {
+        keyring::load(core, &call).await?;
+    }
     match command {
         Command::List(List { format }) => Ok(show(&keys::list(core, &call).await?, format)),
         Command::Stage(Stage { algorithm }) => {

@@ -4,6 +4,7 @@
 //! standard error.
 
 pub mod api_key;
+pub mod audit;
 pub mod backup;
 pub mod banner;
 pub mod calibrate;
@@ -109,6 +110,9 @@ pub enum Command {
     /// Show and rotate keys, and change the master key
     #[command(subcommand)]
     Key(key::Command),
+    /// Check that the audit log is whole
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Copy the SQLite database, also while it is being served
     Backup(backup::Arguments),
     /// Measure what hashing passwords costs here, and propose settings
@@ -228,6 +232,18 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
                 key::run(command, &open(&config).await?).await
             })
             .await?
+        }
+        Command::Audit(command) => {
+            let checked = on(work, async move {
+                audit::run(command, &open(&config).await?).await
+            })
+            .await?;
+            print(&checked.output)?;
+            return Ok(if checked.is_whole {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         Command::Calibrate(arguments) => calibrate::run(&arguments, &config.hashing)?,
         Command::Backup(arguments) => {

@@ -54,6 +54,8 @@ pub enum Rotated {
     Refresh,
     /// Page tokens, device tokens, and repeated requests
     Request,
+    /// The audit log
+    Audit,
 }
 
 /// Arguments of `key secret retire`.
@@ -68,6 +70,7 @@ impl From<Rotated> for Purpose {
         match rotated {
             Rotated::Refresh => Self::Refresh,
             Rotated::Request => Self::Request,
+            Rotated::Audit => Self::Audit,
         }
     }
 }

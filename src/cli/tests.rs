@@ -38,6 +38,8 @@ fn what_the_manual_says_is_understood() {
         "countersign key stage --algorithm ES256",
         "countersign key activate KID --force --retire-previous",
         "countersign key retire KID",
+        "countersign audit verify",
+        "countersign audit verify --format json",
         "countersign backup /tmp/copy.db",
     ] {
         parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -7,11 +7,13 @@
 //! - [`RefreshKeys`]: refresh tokens.
 //! - [`RequestKeys`]: page and device tokens, MACs of request bodies and login
 //!   names.
+//! - [`AuditKeys`]: MACs, chain and checkpoints of the audit log.
 //!
 //! Keys enter and leave as the rows of `domain::signing_key`, sealed; what is
 //! opened stays in here. The primitives are those of aws-lc-rs and argon2.
 
 mod argon2id;
+pub mod audit;
 pub mod calibrate;
 pub mod entropy;
 pub mod lanes;
@@ -22,6 +24,7 @@ pub mod seal;
 pub mod secret_key;
 pub mod signing;
 
+pub use audit::AuditKeys;
 pub use entropy::SystemEntropy;
 pub use lanes::{Lanes, Ticket, Verdict};
 pub use master_key::{MasterKey, MasterKeys};

@@ -144,6 +144,11 @@ impl Ring {
         found.map(|member| &member.key)
     }
 
+    /// All ids, with their keys.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (i32, &hmac::Key)> {
+        self.members().map(|member| (member.id, &member.key))
+    }
+
     /// All keys.
     pub(super) fn keys(&self) -> impl Iterator<Item = &hmac::Key> {
         self.members().map(|member| &member.key)

@@ -1,12 +1,20 @@
 //! What the audit log records: who did what to whom, and how it ended. Ids
 //! only; addresses and user agents are kept apart, so that a person can be
-//! erased.
+//! erased. [`Record`] is an event as it is kept, [`Checkpoint`] the signed word
+//! on all of them.
+
+mod checkpoint;
+mod record;
 
 use std::{net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
+pub use self::{
+    checkpoint::Checkpoint,
+    record::{Origin, Record, Seal, SealedEvent, StoredEvent},
+};
 use super::{ApiKeyId, RoleId, SessionId, UserId};
 
 /// One security-relevant event.

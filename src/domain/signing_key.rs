@@ -40,6 +40,8 @@ pub enum Purpose {
     /// MACs of the names by which failed logins are counted. There is one for
     /// ever: under another all counts would begin anew.
     Throttle,
+    /// MACs, chain and checkpoints of the audit log.
+    Audit,
 }
 
 /// A stored symmetric key, sealed under the master key.
@@ -68,6 +70,7 @@ impl Purpose {
             Self::Refresh => "refresh",
             Self::Request => "request",
             Self::Throttle => "throttle",
+            Self::Audit => "audit",
         }
     }
 }
@@ -76,9 +79,9 @@ impl FromStr for Purpose {
     type Err = Invalid;
 
     fn from_str(name: &str) -> Result<Self, Invalid> {
-        [Self::Refresh, Self::Request, Self::Throttle]
+        [Self::Refresh, Self::Request, Self::Throttle, Self::Audit]
             .into_iter()
             .find(|purpose| purpose.as_str() == name)
-            .ok_or_else(|| Invalid::new("must be refresh, request or throttle"))
+            .ok_or_else(|| Invalid::new("must be refresh, request, throttle or audit"))
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         UserStatus, Violations, api_key::Overlap, audit::Action, trust::TrustChange,
     },
     error::{Error, Reason, Result},
-    store::{Conn, api_keys, audit, roles, users},
+    store::{Conn, api_keys, roles, users},
 };
 
 /// Settings of API keys.
@@ -251,7 +251,7 @@ async fn changed(
     action: Action,
 ) -> Result<()> {
     let event = record::event(core, call, action);
-    audit::insert(tx, &event.about(key.owner).api_key(key.id)).await?;
+    record::insert(core, tx, &event.about(key.owner).api_key(key.id)).await?;
     tx.announce(TrustChange::ApiKey { api_key_id: key.id });
     Ok(())
 }

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::Core;
 use crate::{
-    crypto::{RefreshKeys, RequestKeys, Seal, Sealer, Signer, secret_key, signing},
+    crypto::{AuditKeys, RefreshKeys, RequestKeys, Seal, Sealer, Signer, secret_key, signing},
     domain::{
         Call,
         audit::Action,
@@ -23,7 +23,7 @@ use crate::{
     },
     error::{Error, Result},
     service::record,
-    store::{audit, keys},
+    store::{Store, keys},
 };
 
 /// How often an unknown key id is looked for.
@@ -38,6 +38,8 @@ pub struct Keys {
     pub refresh: RefreshKeys,
     /// Authenticates page tokens and request bodies.
     pub request: RequestKeys,
+    /// Seals the audit log.
+    pub audit: AuditKeys,
     /// The public halves of all signing keys.
     pub public: KeySet,
     /// All signing keys as they are stored, sealed.
@@ -107,6 +109,12 @@ impl Keyring {
         self.reload(core, call).await
     }
 
+    /// The keys of the audit log alone: whoever checks it needs no others.
+    pub async fn audit_keys(&self, store: &Store, call: &Call) -> Result<AuditKeys> {
+        let secrets = keys::secret_keys(&mut store.read(call).await?).await?;
+        AuditKeys::open(&secrets, &self.sealer)
+    }
+
     /// Reads all keys anew.
     pub async fn reload(&self, core: &Core, call: &Call) -> Result<Arc<Keys>> {
         let mut seen = self.seen.lock().await;
@@ -133,6 +141,7 @@ impl Keyring {
             signer: Signer::open(active, &self.sealer)?,
             refresh: RefreshKeys::open(&secrets, &self.sealer)?,
             request: RequestKeys::open(&secrets, &self.sealer)?,
+            audit: AuditKeys::open(&secrets, &self.sealer)?,
             public,
             stored: pairs,
         });
@@ -261,17 +270,7 @@ pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
             let now = core.now();
             let pairs = keys::signing_keys(tx).await?;
             let seal = core.keyring.seal_beside(&pairs)?;
-            if !pairs.iter().any(|key| key.state == KeyState::Active) {
-                let state = KeyState::Active;
-                let key = signing::generate(algorithm, state, now, &*core.entropy, seal)?;
-                if keys::insert_signing_key(tx, &key).await? {
-                    tracing::info!(kid = key.kid, "created the first signing key");
-                    let event = record::event(core, call, Action::KeyCreated).key(&key.kid);
-                    audit::insert(tx, &event).await?;
-                    tx.announce(TrustChange::SigningKeys);
-                }
-            }
-            let secrets = keys::secret_keys(tx).await?;
+            let mut secrets = keys::secret_keys(tx).await?;
             let mut id = secrets.iter().map(|key| key.id).max().unwrap_or(0);
             for purpose in PURPOSES {
                 if secrets.iter().all(|key| key.purpose != purpose) {
@@ -279,6 +278,18 @@ pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
                     let key = secret_key::generate(id, purpose, now, &*core.entropy, seal)?;
                     keys::insert_secret_key(tx, &key).await?;
                     tx.announce(TrustChange::SecretKeys);
+                    secrets.push(key);
+                }
+            }
+            if !pairs.iter().any(|key| key.state == KeyState::Active) {
+                let state = KeyState::Active;
+                let key = signing::generate(algorithm, state, now, &*core.entropy, seal)?;
+                if keys::insert_signing_key(tx, &key).await? {
+                    tracing::info!(kid = key.kid, "created the first signing key");
+                    let event = record::event(core, call, Action::KeyCreated).key(&key.kid);
+                    let audit = AuditKeys::open(&secrets, core.keyring.sealer())?;
+                    record::insert_under(&audit, core, tx, &event).await?;
+                    tx.announce(TrustChange::SigningKeys);
                 }
             }
             Ok(())
@@ -287,4 +298,9 @@ pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
     Ok(())
 }
 
-const PURPOSES: [Purpose; 3] = [Purpose::Refresh, Purpose::Request, Purpose::Throttle];
+const PURPOSES: [Purpose; 4] = [
+    Purpose::Refresh,
+    Purpose::Request,
+    Purpose::Throttle,
+    Purpose::Audit,
+];

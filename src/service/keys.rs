@@ -20,7 +20,7 @@ use crate::{
     crypto::signing,
     domain::{Call, Node, audit::Action, signing_key::SigningKey, trust::TrustChange},
     error::{Error, Reason, Result},
-    store::{Conn, audit, keys, nodes, trust as log},
+    store::{Conn, keys, nodes, trust as log},
 };
 
 /// More than a rotation each minute leaves behind.
@@ -202,7 +202,7 @@ async fn insert(
         return Err(Reason::KeyAlreadyStaged.into());
     }
     let event = record::event(core, call, Action::KeyStaged).key(&key.kid);
-    audit::insert(tx, &event).await?;
+    record::insert(core, tx, &event).await?;
     tx.announce(TrustChange::SigningKeys);
     Ok(())
 }
@@ -253,7 +253,7 @@ async fn switch(core: &Core, call: &Call, tx: &mut Conn, wish: &Activation) -> R
         }
         if wish.retire_previous {
             let event = record::event(core, call, Action::KeyRemoved).key(kid);
-            audit::insert(tx, &event).await?;
+            record::insert(core, tx, &event).await?;
         }
     }
     let active = signing::activated(next, now, sealer, entropy)?;
@@ -261,7 +261,7 @@ async fn switch(core: &Core, call: &Call, tx: &mut Conn, wish: &Activation) -> R
         return Err(not_next(KeyState::Active));
     }
     let event = record::event(core, call, Action::KeyActivated).key(&wish.kid);
-    audit::insert(tx, &event).await?;
+    record::insert(core, tx, &event).await?;
     tx.announce(TrustChange::SigningKeys);
     Ok(active)
 }
@@ -282,7 +282,7 @@ pub async fn retire(core: &Core, call: &Call, kid: &str) -> Result<()> {
                 return Err(Reason::KeyNotFound.into());
             }
             let event = record::event(core, call, Action::KeyRemoved).key(kid);
-            audit::insert(tx, &event).await?;
+            record::insert(core, tx, &event).await?;
             tx.announce(TrustChange::SigningKeys);
             Ok(())
         })
@@ -295,7 +295,7 @@ pub(super) async fn remove_expired(core: &Core, call: &Call, tx: &mut Conn) -> R
     let expired = keys::delete_expired_signing_keys(tx, core.now()).await?;
     for kid in &expired {
         let event = record::event(core, call, Action::KeyRemoved).key(kid);
-        audit::insert(tx, &event).await?;
+        record::insert(core, tx, &event).await?;
     }
     if !expired.is_empty() {
         tx.announce(TrustChange::SigningKeys);

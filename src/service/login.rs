@@ -13,7 +13,7 @@ use crate::{
         trust::TrustChange,
     },
     error::{Reason, Result},
-    store::{audit, roles, sessions, users},
+    store::{roles, sessions, users},
 };
 
 /// Who wants to log in, and to what.
@@ -101,14 +101,14 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
                 && users::rehash(tx, account.user_id, old, new).await?
             {
                 let event = record::event(core, call, Action::PasswordRehashed);
-                audit::insert(tx, &event.about(account.user_id)).await?;
+                record::insert(core, tx, &event.about(account.user_id)).await?;
             }
             let event = record::event(core, call, Action::Login);
             let event = event
                 .about(account.user_id)
                 .by(account.user_id)
                 .session(session.id);
-            audit::insert(tx, &event).await?;
+            record::insert(core, tx, &event).await?;
             let roles = roles::of_user(tx, account.user_id).await?;
             Ok(Some((epoch, roles)))
         })
@@ -157,7 +157,7 @@ async fn refuse(
     core.store
         .write(&call.without_deadline(), async |tx| {
             attempt.failed(core, tx).await?;
-            audit::insert(tx, &event).await
+            record::insert(core, tx, &event).await
         })
         .await?;
     Err(Reason::LoginFailed.into())

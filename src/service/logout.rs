@@ -5,7 +5,7 @@ use crate::{
     domain::{Call, audit::Action, trust::TrustChange},
     error::{Reason, Result},
     service::{token, trust},
-    store::{audit, sessions},
+    store::sessions,
 };
 
 /// Ends a session. Ending one that has ended is not an error.
@@ -35,7 +35,7 @@ pub async fn logout(core: &Core, call: &Call, refresh_token: Option<&str>) -> Re
                     .about(state.user_id)
                     .by(state.user_id)
                     .session(session_id);
-                audit::insert(tx, &event).await?;
+                record::insert(core, tx, &event).await?;
                 tx.announce(TrustChange::SessionRevoked { session_id });
             }
             Ok(())

@@ -20,10 +20,12 @@
 //! | `once` | idempotency of what creates |
 //! | `authority` | who may act upon whom |
 //! | `record` | audit events from calls |
+//! | `audit` | chaining them, and checking the chain |
 //! | `janitor` | deleting expired rows |
 //! | `work` | the runtime that all of this runs on |
 
 pub mod api_keys;
+pub mod audit;
 pub mod authority;
 pub mod feed;
 pub mod janitor;

@@ -11,7 +11,7 @@ use crate::{
         blocklist, trust::TrustChange,
     },
     error::{Error, Reason, Result},
-    store::{audit, roles, sessions, users},
+    store::{roles, sessions, users},
 };
 
 /// Judges a new password (NIST SP 800-63B-4, section 3.1.1.2): long enough and
@@ -77,7 +77,7 @@ pub async fn change(
         core.store
             .write(&call.without_deadline(), async |tx| {
                 attempt.failed(core, tx).await?;
-                audit::insert(tx, &event).await
+                record::insert(core, tx, &event).await
             })
             .await?;
         return Err(Reason::CurrentPasswordIncorrect.into());
@@ -115,7 +115,7 @@ pub async fn change(
                 .ok_or(Reason::TokenInvalid)?;
             sessions::revoke_all(tx, user_id, Some(session_id), now).await?;
             let event = record::event(core, call, Action::PasswordChanged);
-            audit::insert(tx, &event.about(user_id)).await?;
+            record::insert(core, tx, &event.about(user_id)).await?;
             tx.announce(TrustChange::UserEpoch {
                 user_id,
                 min_epoch: epochs.epoch,
@@ -175,7 +175,7 @@ pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> R
             throttle::forget(core, tx, &user).await?;
             sessions::revoke_all(tx, user_id, None, now).await?;
             let event = record::event(core, call, Action::PasswordSet);
-            audit::insert(tx, &event.about(user_id)).await?;
+            record::insert(core, tx, &event.about(user_id)).await?;
             tx.announce(TrustChange::UserEpoch {
                 user_id,
                 min_epoch: epochs.epoch,

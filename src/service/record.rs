@@ -1,12 +1,15 @@
-//! Audit events, made from the call that causes them.
+//! Audit events, made from the call that causes them, sealed and stored.
 
 use crate::{
+    crypto::AuditKeys,
     domain::{
         ApiKeyId, AuditEvent, Call, RoleId, SessionId, UserId,
         audit::{Action, Outcome},
         id,
     },
+    error::Result,
     service::Core,
+    store::{Conn, audit, keys},
 };
 
 /// An event of this call, which ended as asked unless said otherwise.
@@ -28,6 +31,29 @@ pub(super) fn event(core: &Core, call: &Call, action: Action) -> AuditEvent {
         address: call.peer.address,
         user_agent: call.user_agent.clone(),
     }
+}
+
+/// Records an event. Call it in the transaction of what it tells of.
+pub(super) async fn insert(core: &Core, tx: &mut Conn, event: &AuditEvent) -> Result<()> {
+    match core.keyring.keys() {
+        Ok(keys) => insert_under(&keys.audit, core, tx, event).await,
+        // Keys are changed by commands that have loaded none.
+        Err(_) => {
+            let secrets = keys::secret_keys(tx).await?;
+            let keys = AuditKeys::open(&secrets, core.keyring.sealer())?;
+            insert_under(&keys, core, tx, event).await
+        }
+    }
+}
+
+/// The same, under the keys that there will be.
+pub(super) async fn insert_under(
+    keys: &AuditKeys,
+    core: &Core,
+    tx: &mut Conn,
+    event: &AuditEvent,
+) -> Result<()> {
+    audit::insert(tx, keys.seal(event, core.entropy.array())).await
 }
 
 impl AuditEvent {

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
     service::keyring::Keys,
     store::{
-        Conn, audit, roles,
+        Conn, roles,
         sessions::{self, SessionState},
     },
 };
@@ -165,7 +165,7 @@ async fn step(
         Presented::Current => Ok(Outcome::Refused),
         Presented::Replayed => {
             let event = record::event(core, call, Action::RefreshReplayed);
-            audit::insert(tx, &event.about(state.user_id).session(id)).await?;
+            record::insert(core, tx, &event.about(state.user_id).session(id)).await?;
             let roles = roles::of_user(tx, state.user_id).await?;
             Ok(Outcome::Successor(Box::new(Successor {
                 user_id: state.user_id,
@@ -182,7 +182,7 @@ async fn step(
             // Only on the step from live to dead.
             if sessions::revoke(tx, id, now).await? {
                 let event = record::event(core, call, Action::RefreshStolen).failed();
-                audit::insert(tx, &event.about(state.user_id).session(id)).await?;
+                record::insert(core, tx, &event.about(state.user_id).session(id)).await?;
                 tx.announce(TrustChange::SessionRevoked { session_id: id });
                 tracing::warn!(session_id = %id, "a stale refresh token was presented; the session is ended");
             }

@@ -12,7 +12,7 @@ use crate::{
     },
     error::{Error, Reason, Result},
     service::password,
-    store::{Conn, audit, users},
+    store::{Conn, users},
 };
 
 /// What a new account is to be.
@@ -64,7 +64,7 @@ pub async fn register(
             }
             insert(core, tx, &user, Some(hash)).await?;
             let event = record::event(core, call, Action::UserRegistered);
-            audit::insert(tx, &event.about(user.id).by(user.id)).await?;
+            record::insert(core, tx, &event.about(user.id).by(user.id)).await?;
             Ok(true)
         })
         .await?;

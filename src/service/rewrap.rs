@@ -14,7 +14,7 @@ use crate::{
     crypto::{seal::sealed_under, secret_key, signing},
     domain::{Call, MasterKeyId, Node, audit::Action, trust::TrustChange},
     error::Result,
-    store::{Conn, audit, keys, nodes},
+    store::{Conn, keys, nodes},
 };
 
 /// Which master keys there are, and who has them.
@@ -119,7 +119,7 @@ pub async fn rewrap(core: &Core, call: &Call) -> Result<Outcome> {
             }
             if done > 0 {
                 let event = record::event(core, call, Action::KeysRewrapped);
-                audit::insert(tx, &event.key(&to.to_string())).await?;
+                record::insert(core, tx, &event.key(&to.to_string())).await?;
                 tx.announce(TrustChange::SigningKeys);
                 tx.announce(TrustChange::SecretKeys);
             }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     domain::{Call, PermissionName, Role, RoleId, RoleName, audit::Action, trust::TrustChange},
     error::{Error, Reason, Result},
-    store::{Conn, audit, roles, users},
+    store::{Conn, roles, users},
 };
 
 /// What a new role is to be.
@@ -66,7 +66,7 @@ pub async fn create(
                 return Err(Reason::RoleExists.into());
             }
             let event = record::event(core, call, Action::RoleCreated).role(role.id);
-            audit::insert(tx, &event).await?;
+            record::insert(core, tx, &event).await?;
             Ok(true)
         })
         .await?;
@@ -112,7 +112,7 @@ pub async fn update(core: &Core, call: &Call, name: &RoleName, change: RoleChang
             role.updated_at = now;
             roles::update(tx, &role).await?;
             let event = record::event(core, call, Action::RoleUpdated).role(role.id);
-            audit::insert(tx, &event).await?;
+            record::insert(core, tx, &event).await?;
             if role.permissions != before {
                 for (user_id, min_epoch) in users::bump_epoch_of_role(tx, role.id, now).await? {
                     tx.announce(TrustChange::UserEpoch { user_id, min_epoch });
@@ -135,7 +135,7 @@ pub async fn delete(core: &Core, call: &Call, name: &RoleName) -> Result<()> {
             }
             roles::delete(tx, role.id).await?;
             let event = record::event(core, call, Action::RoleDeleted).role(role.id);
-            audit::insert(tx, &event).await
+            record::insert(core, tx, &event).await
         })
         .await?;
     Ok(())

@@ -19,8 +19,8 @@ use crate::{
         signing_key::{Purpose, SecretKey},
         trust::TrustChange,
     },
-    error::{Reason, Result},
-    store::{Conn, audit, keys, nodes, sessions},
+    error::{Error, Reason, Result},
+    store::{Conn, keys, nodes, sessions},
 };
 
 /// More than anybody needs.
@@ -98,7 +98,7 @@ async fn record_key(
     key: &SecretKey,
 ) -> Result<()> {
     let name = format!("{} {}", key.purpose.as_str(), key.id);
-    audit::insert(tx, &record::event(core, call, action).key(&name)).await?;
+    record::insert(core, tx, &record::event(core, call, action).key(&name)).await?;
     tx.announce(TrustChange::SecretKeys);
     Ok(())
 }
@@ -115,6 +115,10 @@ pub async fn retire(core: &Core, call: &Call, id: i32) -> Result<Retired> {
             let Some(key) = all.iter().find(|key| key.id == id) else {
                 return Ok(false);
             };
+            if key.purpose == Purpose::Audit {
+                let reason = "is the id of a key that records of the audit log are checked by";
+                return Err(Error::invalid("id", reason));
+            }
             insert(core, call, tx, &all, key.purpose).await?;
             keys::delete_secret_key(tx, id).await?;
             record_key(core, call, tx, Action::SecretKeyRemoved, key).await?;
@@ -204,7 +208,8 @@ fn is_over(core: &Core, purpose: Purpose, succeeded_at: Timestamp, now: Timestam
     let kept = match purpose {
         Purpose::Refresh => lifetimes.idle + lifetimes.grace + MARGIN,
         Purpose::Request => REQUEST_KEPT,
-        Purpose::Throttle => return false,
+        // What is under these is there for ever.
+        Purpose::Throttle | Purpose::Audit => return false,
     };
     now >= succeeded_at + SecretKey::AHEAD + kept
 }

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     domain::{Call, Permission, Session, SessionId, UserId, audit::Action, trust::TrustChange},
     error::{Error, Reason, Result},
-    store::{audit, sessions, users},
+    store::{sessions, users},
 };
 
 /// Lists the live sessions of an account, newest first.
@@ -47,7 +47,7 @@ pub async fn revoke(core: &Core, call: &Call, session_id: SessionId) -> Result<(
                 return Err(not_found());
             }
             let event = record::event(core, call, Action::SessionRevoked);
-            audit::insert(tx, &event.about(session.user_id).session(session_id)).await?;
+            record::insert(core, tx, &event.about(session.user_id).session(session_id)).await?;
             tx.announce(TrustChange::SessionRevoked { session_id });
             Ok(())
         })
@@ -87,7 +87,7 @@ pub async fn revoke_all(
                 });
             }
             let event = record::event(core, call, Action::SessionsRevoked);
-            audit::insert(tx, &event.about(user_id)).await?;
+            record::insert(core, tx, &event.about(user_id)).await?;
             Ok(revoked.len())
         })
         .await?;

@@ -44,7 +44,7 @@ use crate::{
     },
     error::{Error, Reason, Result},
     store::{
-        Conn, audit, login_throttle,
+        Conn, login_throttle,
         users::{self, Credentials},
     },
 };
@@ -346,7 +346,7 @@ async fn refused(
     core.store
         .write(call, async |tx| {
             if login_throttle::replace(tx, key, seen, next).await? && !seen.recorded {
-                audit::insert(tx, &event).await?;
+                record::insert(core, tx, &event).await?;
             }
             Ok(())
         })

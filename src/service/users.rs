@@ -17,7 +17,7 @@ use crate::{
         user::{UserChange, UserFilter},
     },
     error::{Error, Reason, Result},
-    store::{Conn, audit, roles, sessions, users},
+    store::{Conn, roles, sessions, users},
 };
 
 /// What an account that is created for another is to be.
@@ -79,12 +79,12 @@ pub async fn create(
             }
             register::insert(core, tx, &user, hash).await?;
             let event = record::event(core, call, Action::UserCreated);
-            audit::insert(tx, &event.about(user.id)).await?;
+            record::insert(core, tx, &event.about(user.id)).await?;
             for name in &user.roles {
                 let role = grantable(tx, call, name).await?;
                 roles::grant(tx, user.id, role.id).await?;
                 let event = record::event(core, call, Action::RoleGranted);
-                audit::insert(tx, &event.about(user.id).role(role.id)).await?;
+                record::insert(core, tx, &event.about(user.id).role(role.id)).await?;
             }
             Ok(true)
         })
@@ -173,7 +173,7 @@ pub async fn update(core: &Core, call: &Call, user_id: UserId, change: UserChang
                 throttle::carry(core, tx, &before, &user).await?;
             }
             let event = record::event(core, call, Action::UserUpdated);
-            audit::insert(tx, &event.about(user_id)).await?;
+            record::insert(core, tx, &event.about(user_id)).await?;
             Ok(user)
         })
         .await?;
@@ -265,7 +265,7 @@ pub async fn delete(core: &Core, call: &Call, user_id: UserId) -> Result<()> {
                     .ok_or(Reason::UserNotFound)?;
                 sessions::revoke_all(tx, user_id, None, now).await?;
                 let event = record::event(core, call, Action::UserDeleted);
-                audit::insert(tx, &event.about(user_id)).await?;
+                record::insert(core, tx, &event.about(user_id)).await?;
                 tx.announce(TrustChange::UserEpoch {
                     user_id,
                     min_epoch: epochs.epoch,
@@ -292,7 +292,7 @@ pub async fn disable(core: &Core, call: &Call, user_id: UserId) -> Result<User> 
                 if let Some(epochs) = users::set_status(tx, user_id, from, to, now).await? {
                     sessions::revoke_all(tx, user_id, None, now).await?;
                     let event = record::event(core, call, Action::UserDisabled);
-                    audit::insert(tx, &event.about(user_id)).await?;
+                    record::insert(core, tx, &event.about(user_id)).await?;
                     tx.announce(TrustChange::UserEpoch {
                         user_id,
                         min_epoch: epochs.epoch,
@@ -322,7 +322,7 @@ pub async fn enable(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
             let (from, to) = (UserStatus::Disabled, UserStatus::Active);
             if let Some(epochs) = users::set_status(tx, user_id, from, to, core.now()).await? {
                 let event = record::event(core, call, Action::UserEnabled);
-                audit::insert(tx, &event.about(user_id)).await?;
+                record::insert(core, tx, &event.about(user_id)).await?;
                 // No epoch has changed, but the account's API keys are good again.
                 tx.announce(TrustChange::UserEpoch {
                     user_id,
@@ -346,7 +346,7 @@ pub async fn unlock(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
             authority::outranked(tx, call, user_id).await?;
             if throttle::forget(core, tx, &user).await? {
                 let event = record::event(core, call, Action::UserUnlocked);
-                audit::insert(tx, &event.about(user_id)).await?;
+                record::insert(core, tx, &event.about(user_id)).await?;
             }
             Ok(user)
         })
@@ -443,7 +443,7 @@ async fn role_changed(
     let event = record::event(core, call, action)
         .about(user_id)
         .role(role.id);
-    audit::insert(tx, &event).await?;
+    record::insert(core, tx, &event).await?;
     tx.announce(TrustChange::UserEpoch {
         user_id,
         min_epoch: epoch,

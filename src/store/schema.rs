@@ -139,6 +139,20 @@ tables! {
         api_key_id -> Nullable<Uuid>,
         workload -> Nullable<Text>,
         kid -> Nullable<Text>,
+        origin_digest -> Nullable<Binary>,
+        key_id -> Nullable<Integer>,
+        mac -> Nullable<Binary>,
+        position -> Nullable<BigInt>,
+        link -> Nullable<Binary>,
+    }
+
+    audit_checkpoints (batch) {
+        batch -> BigInt,
+        position -> BigInt,
+        root -> Binary,
+        created_at -> Instant,
+        key_id -> Integer,
+        signature -> Binary,
     }
 
     nodes (id) {
@@ -157,6 +171,7 @@ tables! {
         user_id -> Nullable<Uuid>,
         address -> Nullable<Text>,
         user_agent -> Text,
+        salt -> Nullable<Binary>,
     }
 
     login_throttle (key) {
@@ -193,3 +208,4 @@ diesel::allow_tables_to_appear_in_same_query!(
     trust_head,
     login_throttle,
 );
+diesel::allow_tables_to_appear_in_same_query!(audit_events, audit_origins);

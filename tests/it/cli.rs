@@ -386,6 +386,8 @@ async fn every_command_explains_itself() {
         &["key", "stage"],
         &["key", "activate"],
         &["key", "retire"],
+        &["audit"],
+        &["audit", "verify"],
         &["backup"],
     ] {
         let mut arguments = command.to_vec();

@@ -501,6 +501,7 @@ const BACKGROUND: &[&str] = &[
     "created the first signing key",
     "ready: keys and revocations are loaded",
     "listening for changes of the trust log",
+    "the audit log is chained",
 ];
 
 on_both! {

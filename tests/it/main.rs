@@ -19,6 +19,7 @@
 
 mod api_keys;
 mod audit;
+mod audit_chain;
 mod canary;
 mod cancel;
 mod cli;

@@ -223,7 +223,7 @@ async fn nodes_that_start_at_once_agree_on_their_keys() {
         let count = |table: &str| format!("SELECT count(*) FROM {table}");
         for (table, rows) in [
             ("signing_keys", "1"),
-            ("secret_keys", "3"),
+            ("secret_keys", "4"),
             ("audit_events", "1"),
         ] {
             let found = database::query_on(&database, &count(table)).await;

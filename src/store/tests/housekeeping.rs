@@ -9,7 +9,7 @@ use super::{Database, id, on_both, seconds, users};
 use crate::{
     domain::{
         AuditEvent, SessionId, UserId,
-        audit::{Action, Outcome},
+        audit::{Action, Origin, Outcome, Record, Seal, SealedEvent},
         trust::TrustChange,
     },
     store::{
@@ -24,8 +24,8 @@ use crate::{
 
 const METHOD: &str = "/countersign.v1.AuthService/Register";
 
-fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> AuditEvent {
-    AuditEvent {
+fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> SealedEvent {
+    let event = AuditEvent {
         id: id(),
         at: db.now(),
         action: Action::Login,
@@ -38,8 +38,20 @@ fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> Audit
         role_id: None,
         api_key_id: None,
         correlation_id: "c-1".to_owned(),
-        address: Some("192.0.2.7".parse().unwrap()),
-        user_agent: "curl".to_owned(),
+        address: None,
+        user_agent: String::new(),
+    };
+    SealedEvent {
+        record: Record::of(&event),
+        origin: Some(Origin {
+            salt: vec![7; 16],
+            address: Some("192.0.2.7".to_owned()),
+            user_agent: "curl".to_owned(),
+        }),
+        seal: Seal {
+            key_id: 1,
+            mac: vec![8; 32],
+        },
     }
 }
 
@@ -95,8 +107,7 @@ on_both! {
         let (ana, bob) = (db.user("ana").await, db.user("bob").await);
         let phone = session(db, ana, 100).await;
         let mut nowhere = event(db, None, None);
-        nowhere.address = None;
-        nowhere.user_agent.clear();
+        nowhere.origin = None;
         let events = [
             event(db, Some(ana), Some(ana)),
             event(db, None, Some(ana)),
@@ -104,7 +115,7 @@ on_both! {
             nowhere,
         ];
         db.write(async |tx| {
-            for event in &events {
+            for event in events {
                 audit::insert(tx, event).await?;
             }
             Ok(())

@@ -285,12 +285,12 @@ on_both! {
         let ana = world.person().await;
         assert_eq!(signer(&ana.tokens.access_token), KID);
         let core = world.command_line().await;
-        assert_eq!(standing(&core).await.in_use, BTreeMap::from([(id(MASTER_KEY), 4)]));
+        assert_eq!(standing(&core).await.in_use, BTreeMap::from([(id(MASTER_KEY), 5)]));
         // Also where the master key stays, they get the id.
         let same = world.command_line_with(&ring(&[MASTER_KEY, NEW])).await;
         assert_eq!(rewrapped(&same, MASTER_KEY).await, 3);
         assert_eq!(rewrapped(&same, MASTER_KEY).await, 0);
-        assert_eq!(rewrapped(&core, NEW).await, 4);
+        assert_eq!(rewrapped(&core, NEW).await, 5);
         let world = world.restarted(with(&[NEW])).await;
         assert!(validates(&world.anonymous(), &ana.tokens.access_token).await);
         calls::refresh(&world.anonymous(), &ana.tokens.refresh_token).await.unwrap();
@@ -314,19 +314,19 @@ on_both! {
             let rows = rows.concat();
             eventually(&rows, async || program.succeed(&check, "").ends_with(&rows)).await;
         };
-        checked(&[row(id(NEW), "first", 0, "0 of 1"), row(id(MASTER_KEY), "yes", 4, "1 of 1")]).await;
+        checked(&[row(id(NEW), "first", 0, "0 of 1"), row(id(MASTER_KEY), "yes", 5, "1 of 1")]).await;
         let refused = program.fail(&["key", "rewrap"], "");
         assert!(refused.contains(&format!("the master key {} yet", id(NEW))), "{refused}");
         server.signal("TERM");
         server.end().await;
 
         let mut server = program.serve("both").await;
-        checked(&[row(id(NEW), "first", 0, "1 of 1"), row(id(MASTER_KEY), "yes", 4, "1 of 1")]).await;
+        checked(&[row(id(NEW), "first", 0, "1 of 1"), row(id(MASTER_KEY), "yes", 5, "1 of 1")]).await;
         let done = program.succeed(&["key", "rewrap"], "");
-        assert_eq!(done, format!("sealed 4 keys under the master key {}\n", id(NEW)));
+        assert_eq!(done, format!("sealed 5 keys under the master key {}\n", id(NEW)));
         let done = program.succeed(&["key", "rewrap"], "");
         assert_eq!(done, format!("all keys are sealed under the master key {} already\n", id(NEW)));
-        checked(&[row(id(NEW), "first", 4, "1 of 1"), row(id(MASTER_KEY), "yes", 0, "1 of 1")]).await;
+        checked(&[row(id(NEW), "first", 5, "1 of 1"), row(id(MASTER_KEY), "yes", 0, "1 of 1")]).await;
         let listed = program.succeed(&["key", "list"], "");
         assert!(listed.lines().nth(1).unwrap().ends_with(&id(NEW).to_string()), "{listed}");
         server.signal("TERM");
@@ -339,7 +339,7 @@ on_both! {
         let says = format!("is sealed under the master key {}, which is not in this ring", id(NEW));
         assert!(last.starts_with("countersign: ") && last.contains(&says), "{last}");
         let shown = program.succeed(&check, "");
-        assert!(shown.ends_with(&row(id(NEW), "no", 4, "0 of 0")), "{shown}");
+        assert!(shown.ends_with(&row(id(NEW), "no", 5, "0 of 0")), "{shown}");
         let program = program.set("COUNTERSIGN_MASTER_KEY", NEW);
         let server = program.serve("new").await;
         assert!(validates(&server.client(), &pair.access_token).await);

@@ -232,9 +232,9 @@ on_both! {
         let pair = world::login(&server.client(), "ana@example.com", PASSWORD).await.unwrap();
         let listed = program.succeed(&["key", "secret", "list"], "");
         let purposes: Vec<_> = listed.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
-        assert_eq!(purposes, ["PURPOSE", "refresh", "request", "throttle"]);
+        assert_eq!(purposes, ["PURPOSE", "refresh", "request", "throttle", "audit"]);
         let said = program.succeed(&["key", "secret", "rotate", "refresh"], "");
-        assert_eq!(said, "the refresh key 4 takes over in 60 seconds\n");
+        assert_eq!(said, "the refresh key 5 takes over in 60 seconds\n");
         let said = program.succeed(&["key", "secret", "retire", "1"], "");
         assert_eq!(said, "the key 1 is gone; 1 sessions are ended\n");
         let dead = async || !validates(&server.client(), &pair.access_token).await;

@@ -249,7 +249,7 @@ on_both! {
         world.execute("DELETE FROM signing_keys; INSERT INTO signing_keys SELECT * FROM new").await;
         let world = world.restarted(with(&[NEW, MASTER_KEY])).await;
         told(&world, 1, NEW).await;
-        assert_eq!(rewrapped(&world.command_line().await, NEW).await, 4);
+        assert_eq!(rewrapped(&world.command_line().await, NEW).await, 5);
         put_back(&world, "old", &kids[1]).await;
         let fresh = world.command_line_with(&ring(&[NEW])).await;
         assert_eq!(trusts(&fresh).await, None);

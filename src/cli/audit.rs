@@ -1,0 +1,149 @@
+//! `audit`: whether the audit log is whole. The result goes to standard output
+//! and the exit code; how far a long check has come, to standard error.
+
+use std::time::{Duration, Instant};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{Format, remark};
+use crate::{
+    crypto::AuditKeys,
+    domain::{Call, audit::Checkpoint},
+    service::{
+        Core,
+        audit::verify::{self, Fault, Report},
+    },
+};
+
+/// How often a long check says how far it has come.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// What can be done with the audit log.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Check every record, and name the first that was altered, removed or moved
+    #[command(after_help = "\
+Exits with 1 if anything is wrong. Nodes log an anchor (\"the audit log is chained\") once a minute at
+most; kept elsewhere, it shows whether the end of the log was cut off or an older copy was restored.
+docs/audit.md says what else can be found and what cannot.
+
+Examples:
+  countersign audit verify
+  countersign audit verify --anchor csa_… --format json")]
+    Verify(Verify),
+}
+
+/// Arguments of `audit verify`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Verify {
+    /// The anchor of an earlier time: the log must go on from it
+    #[arg(long)]
+    pub anchor: Option<Checkpoint>,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Checked {
+    /// What to print.
+    pub output: String,
+    /// Whether nothing is wrong.
+    pub is_whole: bool,
+}
+
+/// Does it.
+pub async fn run(command: Command, core: &Core) -> anyhow::Result<Checked> {
+    let Command::Verify(Verify { anchor, format }) = command;
+    let call = Call::internal("cli");
+    core.store.migrate_up().await?;
+    let keys = core.keyring.audit_keys(&core.store, &call).await?;
+    let mut said = Instant::now();
+    let progress = move |records| {
+        if said.elapsed() >= SAY_EVERY {
+            remark(&format!("{records} records are in order so far\n"));
+            said = Instant::now();
+        }
+    };
+    let report = verify::verify(core, &call, &keys, anchor.as_ref(), progress).await?;
+    Ok(Checked {
+        output: match format {
+            Format::Table => text(&report),
+            Format::Json => object(&report, &keys),
+        },
+        is_whole: report.fault.is_none(),
+    })
+}
+
+/// A report for people.
+pub fn text(report: &Report) -> String {
+    let Report {
+        records,
+        batches,
+        unchained,
+        before,
+        newest,
+        fault,
+    } = report;
+    let mut lines = vec![match fault {
+        Some(fault) => format!("NOT WHOLE: {}", sentence(fault)),
+        None => "the audit log is whole".to_owned(),
+    }];
+    lines.push(format!(
+        "{records} records in {batches} batches are in order"
+    ));
+    if *unchained > 0 {
+        lines.push(format!("{unchained} more wait to be chained"));
+    }
+    if *before > 0 {
+        lines.push(format!(
+            "{before} are from before there was a chain, and nothing is known about them"
+        ));
+    }
+    if let Some(newest) = newest {
+        lines.push(format!("anchor of {}: {newest}", newest.created_at));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn sentence(fault: &Fault) -> String {
+    let mut place = Vec::new();
+    place.extend(fault.batch.map(|batch| format!("batch {batch}")));
+    place.extend(
+        fault
+            .position
+            .map(|position| format!("position {position}")),
+    );
+    place.extend(fault.id.map(|id| format!("record {id}")));
+    format!("{}: {}", place.join(", "), fault.what.words())
+}
+
+/// A report for programs.
+fn object(report: &Report, keys: &AuditKeys) -> String {
+    let fault = report.fault.as_ref().map(|fault| {
+        json!({
+            "what": fault.what.name(),
+            "batch": fault.batch,
+            "position": fault.position,
+            "id": fault.id.map(|id| id.to_string()),
+            "text": sentence(fault),
+        })
+    });
+    let newest = report.newest.as_ref();
+    let public_key = newest.and_then(|newest| keys.public_key(newest.key_id));
+    let object = json!({
+        "whole": report.fault.is_none(),
+        "fault": fault,
+        "records": report.records,
+        "batches": report.batches,
+        "unchained": report.unchained,
+        "before": report.before,
+        "anchor": newest.map(Checkpoint::anchor),
+        "anchor_at": newest.map(|newest| newest.created_at.to_string()),
+        "public_key": public_key.map(|key| URL_SAFE_NO_PAD.encode(key)),
+    });
+    format!("{object:#}\n")
+}

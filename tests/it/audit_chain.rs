@@ -1,0 +1,511 @@
+//! The audit log is sealed and chained: whatever is done to its rows is found
+//! and named, and what is done by right breaks nothing.
+
+use std::time::Duration;
+
+use countersign::{
+    domain::{
+        AuditEvent, Call, Entropy,
+        audit::{Action, Checkpoint, Outcome},
+    },
+    service::{
+        Core,
+        audit::{
+            chain::chain,
+            verify::{Report, verify},
+        },
+    },
+    store::audit,
+};
+use futures_util::future::join_all;
+use serde_json::Value;
+use tonic::Code;
+
+use crate::{
+    harness::{
+        Kind, Person, World,
+        binary::Program,
+        calls,
+        clock::Seeded,
+        eventually,
+        world::{PASSWORD, login},
+    },
+    on_both,
+};
+
+const WRONG: &str = "not the password at all";
+
+fn call() -> Call {
+    Call::internal("test")
+}
+
+async fn check(core: &Core, anchor: Option<&Checkpoint>) -> Report {
+    let keys = core.keyring.keys().unwrap();
+    let report = verify(core, &call(), &keys.audit, anchor, |_| ()).await;
+    report.unwrap()
+}
+
+/// Nothing is wrong and nothing waits; the anchor of it.
+async fn whole(world: &World) -> Checkpoint {
+    let core = world.node.running.core();
+    let keys = core.keyring.keys().unwrap();
+    eventually("all events are chained", async || {
+        chain(core, &call(), &keys.audit).await.unwrap();
+        count(world, "audit_events WHERE position IS NULL").await == 0
+    })
+    .await;
+    let report = check(core, None).await;
+    assert_eq!(
+        (report.fault, report.unchained, report.before),
+        (None, 0, 0)
+    );
+    assert_eq!(report.records, count(world, "audit_events").await);
+    assert_eq!(report.batches, count(world, "audit_checkpoints").await);
+    report.newest.unwrap()
+}
+
+async fn count(world: &World, table: &str) -> i64 {
+    let rows = world.query(&format!("SELECT count(*) FROM {table}")).await;
+    rows[0].parse().unwrap()
+}
+
+/// What is wrong, where: the position of a record, the number of a checkpoint.
+async fn found(world: &World, anchor: Option<&Checkpoint>) -> Option<(&'static str, Option<i64>)> {
+    let report = check(world.node.running.core(), anchor).await;
+    let fault = report.fault?;
+    Some((fault.what.name(), fault.position.or(fault.batch)))
+}
+
+/// Somebody, and a log of some batches.
+async fn log(world: &World) -> Person {
+    // The node's own events, which have no origin, come first.
+    world.clock.advance(Duration::from_secs(1));
+    let ana = world.person().await;
+    for _ in 0..5 {
+        for _ in 0..4 {
+            login(&world.anonymous(), &ana.email, WRONG)
+                .await
+                .unwrap_err();
+            login(&world.anonymous(), "nobody@example.com", WRONG)
+                .await
+                .unwrap_err();
+        }
+        login(&world.anonymous(), &ana.email, PASSWORD)
+            .await
+            .unwrap();
+        whole(world).await;
+    }
+    ana
+}
+
+const TABLES: [&str; 3] = ["audit_events", "audit_origins", "audit_checkpoints"];
+
+async fn keep(world: &World) {
+    for table in TABLES {
+        world
+            .execute(&format!(
+                "CREATE TABLE kept_{table} AS SELECT * FROM {table}"
+            ))
+            .await;
+    }
+}
+
+async fn put_back(world: &World) {
+    let back = TABLES.map(|table| {
+        format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept_{table};")
+    });
+    let all = back.concat();
+    world
+        .execute(&format!("BEGIN; DELETE FROM audit_origins; {all} COMMIT;"))
+        .await;
+}
+
+/// Something done to the rows, and what must be found.
+struct Mutation {
+    sql: String,
+    what: &'static str,
+    /// Position, or number of the checkpoint.
+    place: i64,
+}
+
+/// How many things can be done to a row.
+const KINDS: i64 = 34;
+
+/// Any number below this one.
+fn below(random: &dyn Entropy, n: i64) -> i64 {
+    i64::try_from(u64::from_be_bytes(random.array()) >> 1).unwrap() % n
+}
+
+/// One of them, to any row.
+#[expect(clippy::too_many_lines, reason = "a line or two for each")]
+fn mutation(kind: Kind, which: i64, random: &dyn Entropy, records: i64, batches: i64) -> Mutation {
+    let bytes = |hex: &str| match kind {
+        Kind::Sqlite => format!("x'{hex}'"),
+        Kind::Postgres => format!("'\\x{hex}'::bytea"),
+    };
+    let uuid = match kind {
+        Kind::Sqlite => "x'00000000000070008000000000000099'",
+        Kind::Postgres => "'00000000-0000-7000-8000-000000000099'::uuid",
+    };
+    let later = |column: &str| match kind {
+        Kind::Sqlite => format!("{column} + 1"),
+        Kind::Postgres => format!("{column} + interval '1 microsecond'"),
+    };
+    let digest = bytes(&"ab".repeat(32));
+    // Not at the ends, where some of it is something else.
+    let place = 3 + below(random, records - 4);
+    let event = format!("WHERE position = {place}");
+    let origin = format!("WHERE event_id = (SELECT id FROM audit_events {event})");
+    let set =
+        |column: &str, value: &str| format!("UPDATE audit_events SET {column} = {value} {event}");
+    let batch = 2 + below(random, batches - 2);
+    let checkpoint = format!("WHERE batch = {batch}");
+    let sign = |column: &str, value: &str| {
+        format!("UPDATE audit_checkpoints SET {column} = {value} {checkpoint}")
+    };
+    // Whoever owns the database is kept from nothing by its constraints.
+    let free = match kind {
+        Kind::Sqlite => "PRAGMA foreign_keys = OFF;",
+        Kind::Postgres => "SET session_replication_role = replica;",
+    };
+    let altered = |sql: String| (sql, "record_altered", place);
+    let origin_altered = |sql: String| (sql, "origin_altered", place);
+    let bad_checkpoint = |sql: String| (sql, "checkpoint_altered", batch);
+    let (sql, what, place) = match which {
+        0 => altered(set("action", "'session.logout'")),
+        1 => altered(set(
+            "outcome",
+            "CASE outcome WHEN 'success' THEN 'failure' ELSE 'success' END",
+        )),
+        2 => altered(set("actor", uuid)),
+        3 => altered(set("subject", uuid)),
+        4 => altered(set("session_id", uuid)),
+        5 => altered(set("role_id", uuid)),
+        6 => altered(set("api_key_id", uuid)),
+        7 => altered(set("kid", "'k'")),
+        8 => altered(set("workload", "'w'")),
+        9 => altered(set("correlation_id", "'c'")),
+        10 => altered(set("at", &later("at"))),
+        11 => altered(set("origin_digest", &digest)),
+        12 => altered(set("origin_digest", "NULL")),
+        13 => altered(set("key_id", "key_id + 1")),
+        14 => altered(set("mac", &digest)),
+        15 => altered(set("mac", "NULL")),
+        16 => altered(format!(
+            "{free} UPDATE audit_origins SET event_id = {uuid} {origin}; {}",
+            set("id", uuid)
+        )),
+        17 => (set("link", &digest), "record_moved", place),
+        18 => (set("link", "NULL"), "record_moved", place),
+        19 => (set("position", "NULL"), "record_missing", place),
+        20 => (set("position", "-5"), "record_missing", place),
+        21 => (
+            format!("DELETE FROM audit_origins {origin}; DELETE FROM audit_events {event}"),
+            "record_missing",
+            place,
+        ),
+        // The gap closed, the numbers made good.
+        22 => (
+            format!(
+                "DELETE FROM audit_origins {origin}; DELETE FROM audit_events {event}; \
+                 UPDATE audit_events SET position = -position WHERE position > {place}; \
+                 UPDATE audit_events SET position = -position - 1 WHERE position < -{place}"
+            ),
+            "record_moved",
+            place,
+        ),
+        // Two change places, links and all.
+        23 => (
+            format!(
+                "UPDATE audit_events SET position = -1 {event}; \
+                 UPDATE audit_events SET position = {place} WHERE position = {place} - 1; \
+                 UPDATE audit_events SET position = {place} - 1 WHERE position = -1"
+            ),
+            "record_moved",
+            place - 1,
+        ),
+        24 => origin_altered(format!(
+            "UPDATE audit_origins SET address = '192.0.2.99' {origin}"
+        )),
+        25 => origin_altered(format!(
+            "UPDATE audit_origins SET user_agent = 'other' {origin}"
+        )),
+        26 => origin_altered(format!("UPDATE audit_origins SET salt = {digest} {origin}")),
+        27 => origin_altered(format!(
+            "UPDATE audit_origins SET user_id = {uuid} {origin}"
+        )),
+        28 => (
+            format!("DELETE FROM audit_origins {origin}"),
+            "origin_missing",
+            place,
+        ),
+        29 => bad_checkpoint(sign("position", "position + 100000")),
+        30 => bad_checkpoint(sign("root", &digest)),
+        31 => bad_checkpoint(sign(
+            ["created_at", "key_id", "signature"][usize::try_from(place % 3).unwrap()],
+            &[
+                later("created_at"),
+                "key_id + 1".to_owned(),
+                bytes(&"cd".repeat(64)),
+            ][usize::try_from(place % 3).unwrap()],
+        )),
+        32 => (sign("batch", "batch + 1000"), "checkpoint_missing", batch),
+        _ => (
+            format!("DELETE FROM audit_checkpoints {checkpoint}"),
+            "checkpoint_missing",
+            batch,
+        ),
+    };
+    Mutation { sql, what, place }
+}
+
+/// The last batch, as if it had never been.
+async fn cut_off(world: &World) {
+    world
+        .execute(
+            "DELETE FROM audit_origins WHERE event_id IN (SELECT id FROM audit_events WHERE position > \
+             (SELECT max(position) FROM audit_checkpoints WHERE batch < (SELECT max(batch) FROM audit_checkpoints))); \
+             DELETE FROM audit_events WHERE position > \
+             (SELECT max(position) FROM audit_checkpoints WHERE batch < (SELECT max(batch) FROM audit_checkpoints)); \
+             DELETE FROM audit_checkpoints WHERE batch = (SELECT max(batch) FROM audit_checkpoints)",
+        )
+        .await;
+}
+
+on_both! {
+    async fn a_hundred_random_mutations_are_found_and_named(world: World) {
+        log(&world).await;
+        let anchor = whole(&world).await;
+        keep(&world).await;
+        let random = Seeded::new(7);
+        for n in 0..100 {
+            // Each of them, and then whichever.
+            let which = if n < KINDS { n } else { below(&random, KINDS) };
+            let Mutation { sql, what, place } =
+                mutation(world.database.kind, which, &random, anchor.position, anchor.batch);
+            world.execute(&sql).await;
+            assert_eq!(found(&world, Some(&anchor)).await, Some((what, Some(place))), "{n}: {sql}");
+            put_back(&world).await;
+        }
+        assert_eq!(found(&world, Some(&anchor)).await, None);
+    }
+
+    async fn a_record_that_was_slipped_in_is_found(world: World) {
+        log(&world).await;
+        keep(&world).await;
+        let columns = "at, action, outcome, actor, subject, session_id, role_id, kid, correlation_id, \
+                       api_key_id, workload, key_id, mac";
+        let uuid = match world.database.kind {
+            Kind::Sqlite => "x'00000000000070008000000000000099'",
+            Kind::Postgres => "'00000000-0000-7000-8000-000000000099'",
+        };
+        // One that waits for its place, and one beside another.
+        for (position, what, place) in [("NULL", "record_altered", None), ("5", "record_altered", Some(5))] {
+            world.execute(&format!(
+                "DROP INDEX audit_events_by_position; \
+                 INSERT INTO audit_events (id, position, link, {columns}) \
+                 SELECT {uuid}, {position}, link, {columns} FROM audit_events WHERE position = 5; "
+            )).await;
+            assert_eq!(found(&world, None).await, Some((what, place)), "{position}");
+            put_back(&world).await;
+            world.execute("CREATE UNIQUE INDEX audit_events_by_position ON audit_events (position)").await;
+        }
+        assert_eq!(found(&world, None).await, None);
+    }
+
+    async fn an_anchor_shows_that_the_end_was_cut_off_or_replaced(world: World) {
+        let ana = log(&world).await;
+        let older = whole(&world).await;
+        keep(&world).await;
+        login(&world.anonymous(), &ana.email, PASSWORD).await.unwrap();
+        let anchor = whole(&world).await;
+        assert_eq!(anchor.batch, older.batch + 1);
+
+        // With its checkpoint, nothing in the database shows it: that is what anchors are for.
+        cut_off(&world).await;
+        assert_eq!(found(&world, None).await, None);
+        assert_eq!(found(&world, Some(&older)).await, None);
+        assert_eq!(found(&world, Some(&anchor)).await, Some(("anchor_missing", Some(anchor.batch))));
+        // Nor does it when the log has gone on from there.
+        login(&world.anonymous(), &ana.email, WRONG).await.unwrap_err();
+        whole(&world).await;
+        assert_eq!(found(&world, Some(&older)).await, None);
+        assert_eq!(found(&world, Some(&anchor)).await, Some(("anchor_differs", Some(anchor.batch))));
+        // An older copy of the tables is the same.
+        put_back(&world).await;
+        assert_eq!(found(&world, None).await, None);
+        assert_eq!(found(&world, Some(&anchor)).await, Some(("anchor_missing", Some(anchor.batch))));
+        // An empty log too.
+        world.execute("DELETE FROM audit_origins; DELETE FROM audit_events; DELETE FROM audit_checkpoints").await;
+        assert_eq!(found(&world, Some(&anchor)).await, Some(("anchor_missing", Some(anchor.batch))));
+
+        // And nobody makes an anchor that fits.
+        let forged = Checkpoint { position: anchor.position - 1, ..anchor.clone() };
+        assert_eq!(found(&world, Some(&forged)).await, Some(("anchor_forged", Some(anchor.batch))));
+        let unknown = Checkpoint { key_id: 99, ..anchor };
+        assert!(found(&world, Some(&unknown)).await.is_some_and(|(what, _)| what == "anchor_forged"));
+    }
+
+    async fn without_its_last_checkpoint_the_chain_is_not_whole(world: World) {
+        log(&world).await;
+        let last = whole(&world).await;
+        world.execute("DELETE FROM audit_checkpoints WHERE batch = (SELECT max(batch) FROM audit_checkpoints)").await;
+        assert_eq!(found(&world, None).await, Some(("checkpoint_missing", Some(last.batch))));
+    }
+
+    async fn erasing_a_person_breaks_nothing(world: World) {
+        let admin = world.admin().await;
+        let ana = log(&world).await;
+        let before = whole(&world).await;
+        let origins = count(&world, "audit_origins").await;
+        calls::delete(&admin.client, &ana.user_id).await.unwrap();
+        assert!(count(&world, "audit_origins").await < origins - 20);
+        let after = whole(&world).await;
+        assert_eq!(found(&world, Some(&before)).await, None);
+        // Another's address does not go in its shadow.
+        world.execute(
+            "DELETE FROM audit_origins WHERE event_id = \
+             (SELECT event_id FROM audit_origins WHERE user_id IS NOT NULL LIMIT 1)",
+        ).await;
+        assert!(found(&world, Some(&after)).await.is_some_and(|(what, _)| what == "origin_missing"));
+    }
+
+    async fn several_chain_at_once_without_doubles_and_gaps(world: World) {
+        let other = world.another_node().await;
+        let nodes: Vec<_> = [Some(&world.node), other.as_ref()].into_iter().flatten().collect();
+        let email = world.person().await.email;
+        let begun = whole(&world).await.position;
+        let writing = join_all((0..120).map(async |n| {
+            let node = nodes[n % nodes.len()];
+            let refused = login(&node.client(), &email, WRONG).await.unwrap_err();
+            // A busy database has recorded nothing, and says so.
+            i64::from(refused.code() == Code::Unauthenticated)
+        }));
+        let chaining = join_all((0..8).map(async |n| {
+            let core = nodes[n % nodes.len()].running.core();
+            let keys = core.keyring.keys().unwrap();
+            for _ in 0..20 {
+                chain(core, &call(), &keys.audit).await.expect("nobody is in the way");
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+        }));
+        let (refused, _) = tokio::join!(writing, chaining);
+        let end = whole(&world).await;
+        assert!(end.position >= begun + refused.iter().sum::<i64>());
+        println!("{} batches of {} records", end.batch, end.position);
+        assert_eq!(found(&world, Some(&end)).await, None);
+    }
+
+    async fn the_chain_follows_by_itself(world: World) {
+        world.person().await;
+        eventually("all events are chained", async || {
+            count(&world, "audit_events WHERE position IS NULL").await == 0
+        }).await;
+        let batches = count(&world, "audit_checkpoints").await;
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        assert_eq!(count(&world, "audit_checkpoints").await, batches, "nothing has happened");
+    }
+
+    /// A whole life by the command line: anchors in the node's log, the check,
+    /// its exit code and its forms.
+    async fn the_command_line_tells_whether_the_log_is_whole(program: Program) {
+        let verify = |arguments: &[&str]| {
+            let all = [&["audit", "verify", "--format", "json"], arguments].concat();
+            let output = program.run(&all);
+            let report: Value = serde_json::from_slice(&output.stdout)
+                .unwrap_or_else(|_| panic!("{output:?}"));
+            assert_eq!(output.status.success(), report["whole"] == true, "{report}");
+            report
+        };
+        let create = ["user", "create", "--email", "ana@example.com", "--password-stdin"];
+        program.succeed(&create, PASSWORD);
+        let report = verify(&[]);
+        assert_eq!((&report["records"], &report["unchained"]), (&0.into(), &2.into()), "{report}");
+        let mut server = program.serve("server").await;
+        login(&server.client(), "ana@example.com", PASSWORD).await.unwrap();
+        server.signal("TERM");
+        assert!(server.end().await.success());
+        let report = verify(&[]);
+        assert_eq!((&report["records"], &report["unchained"]), (&3.into(), &0.into()), "{report}");
+        // What was last is said at the end.
+        let said = server.lines().into_iter().rfind(|line| line["message"] == "the audit log is chained");
+        let anchor = said.unwrap()["anchor"].as_str().unwrap().to_owned();
+        assert_eq!(report["anchor"], anchor.as_str());
+        assert_eq!(verify(&["--anchor", &anchor])["whole"], true);
+        let text = program.succeed(&["audit", "verify", "--anchor", &anchor], "");
+        assert!(text.starts_with("the audit log is whole\n3 records in ") && text.contains(&anchor), "{text}");
+
+        crate::harness::database::execute_on(&program.database, "UPDATE audit_events SET action = 'session.logout' WHERE position = 3").await;
+        let report = verify(&["--anchor", &anchor]);
+        assert_eq!((&report["fault"]["what"], &report["fault"]["position"]), (&"record_altered".into(), &3.into()));
+        let output = program.run(&["audit", "verify"]);
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.starts_with("NOT WHOLE: batch ") && text.contains("position 3, record "), "{text}");
+        let wrong = program.run(&["audit", "verify", "--anchor", "csa_x"]);
+        assert_eq!(wrong.status.code(), Some(2));
+
+        // Records of a time without a chain are counted, and nothing is said about them.
+        program.succeed(&["migrate", "down", "--yes"], "");
+        program.succeed(&["migrate", "up"], "");
+        let server = program.serve("again").await;
+        login(&server.client(), "ana@example.com", PASSWORD).await.unwrap();
+        eventually("the login is chained", async || verify(&[])["records"] == 1).await;
+        assert_eq!(verify(&[])["before"], 3);
+        assert_eq!(verify(&["--anchor", &anchor])["fault"]["what"], "anchor_forged", "of another key");
+    }
+}
+
+/// On SQLite nobody else commits while a transaction is open.
+mod an_event_committed_late_is_in_a_later_batch {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn postgres() {
+        let world = World::new(Kind::Postgres).await;
+        let core = world.node.running.core();
+        let keys = core.keyring.keys().unwrap();
+        let now = countersign_verifier::Clock::now(&*world.clock);
+        let late = AuditEvent {
+            id: countersign::domain::id::uuid_v7(now, &Seeded::new(99)),
+            at: now,
+            action: Action::Logout,
+            outcome: Outcome::Success,
+            actor: None,
+            workload: None,
+            subject: None,
+            session_id: None,
+            role_id: None,
+            api_key_id: None,
+            kid: None,
+            correlation_id: "late".to_owned(),
+            address: None,
+            user_agent: String::new(),
+        };
+        let (inserted, go_on) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
+        let call = call();
+        let write = core.store.write(&call, async |tx| {
+            audit::insert(tx, keys.audit.seal(&late, [0; 16])).await?;
+            inserted.notify_one();
+            go_on.notified().await;
+            Ok(())
+        });
+        let meanwhile = async {
+            inserted.notified().await;
+            world.clock.advance(Duration::from_secs(5));
+            world.person().await;
+            let before = whole(&world).await;
+            go_on.notify_one();
+            before
+        };
+        let (written, before) = tokio::join!(write, meanwhile);
+        written.unwrap();
+        let after = whole(&world).await;
+        assert_eq!(
+            (after.batch, after.position),
+            (before.batch + 1, before.position + 1)
+        );
+        let last = "SELECT correlation_id FROM audit_events ORDER BY position DESC LIMIT 1";
+        assert_eq!(world.query(last).await, ["late"]);
+    }
+}
