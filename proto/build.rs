@@ -5,8 +5,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "countersign/v1/api_key.proto",
+    "countersign/v1/audit.proto",
     "countersign/v1/auth.proto",
     "countersign/v1/key.proto",
     "countersign/v1/reason.proto",

@@ -19,7 +19,7 @@ use crate::{
     config::{Config, Loaded, data_dir},
     crypto::{Lanes, MasterKeys, Sealer, SystemEntropy},
     domain::Entropy,
-    grpc::{Api, TokenApi, TrustApi, ext_authz::Authorization},
+    grpc::{Api, AuditApi, TokenApi, TrustApi, ext_authz::Authorization},
     health::Readiness,
     middleware::access,
     process::{Ports, Process, StopSignals, WORK_ENDS},
@@ -140,10 +140,12 @@ impl Node {
         let feed = Arc::new(Feed::new(Arc::clone(&verifier)));
         let jwks_max_age = Duration::from_secs(config.http.jwks_max_age_seconds);
         let routes = TokenApi::new(Arc::clone(&verifier), jwks_max_age).routes(Routes::default());
-        let routes = Authorization::new(verifier).routes(routes);
+        let routes = Authorization::new(Arc::clone(&verifier)).routes(routes);
         let entropy = Arc::clone(&seams.entropy);
-        let routes = TrustApi::new(Arc::clone(&feed), clock, entropy, draining).routes(routes);
+        let until = draining.clone();
+        let routes = TrustApi::new(Arc::clone(&feed), clock, entropy, until).routes(routes);
         let api = Api::new(Arc::clone(&core), Work::new(work.clone(), calls.clone()));
+        let routes = AuditApi::new(api.clone(), verifier, draining).routes(routes);
         let process = ports.serve(config, seams, api.routes(routes), access::ROWS)?;
 
         spawn_work(&process, config, &core, &feed, work);

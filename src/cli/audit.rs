@@ -13,7 +13,7 @@ use crate::{
     domain::{Call, audit::Checkpoint},
     service::{
         Core,
-        audit::verify::{self, Fault, Report},
+        audit::verify::{self, Report},
     },
 };
 
@@ -87,9 +87,10 @@ pub fn text(report: &Report) -> String {
         before,
         newest,
         fault,
+        ..
     } = report;
     let mut lines = vec![match fault {
-        Some(fault) => format!("NOT WHOLE: {}", sentence(fault)),
+        Some(fault) => format!("NOT WHOLE: {fault}"),
         None => "the audit log is whole".to_owned(),
     }];
     lines.push(format!(
@@ -109,18 +110,6 @@ pub fn text(report: &Report) -> String {
     lines.join("\n") + "\n"
 }
 
-fn sentence(fault: &Fault) -> String {
-    let mut place = Vec::new();
-    place.extend(fault.batch.map(|batch| format!("batch {batch}")));
-    place.extend(
-        fault
-            .position
-            .map(|position| format!("position {position}")),
-    );
-    place.extend(fault.id.map(|id| format!("record {id}")));
-    format!("{}: {}", place.join(", "), fault.what.words())
-}
-
 /// A report for programs.
 fn object(report: &Report, keys: &AuditKeys) -> String {
     let fault = report.fault.as_ref().map(|fault| {
@@ -129,7 +118,7 @@ fn object(report: &Report, keys: &AuditKeys) -> String {
             "batch": fault.batch,
             "position": fault.position,
             "id": fault.id.map(|id| id.to_string()),
-            "text": sentence(fault),
+            "text": fault.to_string(),
         })
     });
     let newest = report.newest.as_ref();

@@ -6,7 +6,7 @@
 mod checkpoint;
 mod record;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -15,7 +15,7 @@ pub use self::{
     checkpoint::Checkpoint,
     record::{Origin, Record, Seal, SealedEvent, StoredEvent},
 };
-use super::{ApiKeyId, RoleId, SessionId, UserId};
+use super::{ApiKeyId, Invalid, RoleId, SessionId, UserId};
 
 /// One security-relevant event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,45 @@ pub enum Outcome {
     Failure,
 }
 
+impl Outcome {
+    /// The name in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+        }
+    }
+}
+
+/// Which events to list; all that is set must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Done by this account.
+    pub actor: Option<UserId>,
+    /// About this account.
+    pub subject: Option<UserId>,
+    /// About this session.
+    pub session_id: Option<SessionId>,
+    /// Of this kind.
+    pub action: Option<Action>,
+    /// That ended so.
+    pub outcome: Option<Outcome>,
+    /// From this time on.
+    pub from: Option<Timestamp>,
+    /// Before this time.
+    pub before: Option<Timestamp>,
+}
+
+impl FromStr for Action {
+    type Err = Invalid;
+
+    fn from_str(name: &str) -> Result<Self, Invalid> {
+        let mut all = Self::ALL.iter().copied();
+        all.find(|action| action.as_str() == name)
+            .ok_or_else(|| Invalid::new("is no action that is known here"))
+    }
+}
+
 macro_rules! actions {
     ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
         /// What happened.
@@ -70,6 +109,9 @@ macro_rules! actions {
         }
 
         impl Action {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
             /// The name in the database.
             pub const fn as_str(self) -> &'static str {
                 match self {

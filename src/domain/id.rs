@@ -54,6 +54,12 @@ pub fn uuid_v7(now: Timestamp, entropy: &dyn Entropy) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(millis, &entropy.array()).into_uuid()
 }
 
+/// The first id that could be made at this time.
+pub fn first_at(time: Timestamp) -> Uuid {
+    let millis = u64::try_from(time.as_millisecond()).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
 /// Reads a UUID in its hyphenated form.
 pub fn uuid(text: &str) -> Result<Uuid, Invalid> {
     if text.len() != 36 {

@@ -60,6 +60,10 @@ permissions! {
     KeysRead = "countersign.keys.read",
     /// Stage, activate and retire signing keys.
     KeysRotate = "countersign.keys.rotate",
+    /// Read the audit log, with the addresses that calls came from.
+    AuditRead = "countersign.audit.read",
+    /// Check that the audit log is whole.
+    AuditVerify = "countersign.audit.verify",
 }
 
 impl PermissionName {

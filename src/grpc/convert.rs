@@ -2,6 +2,7 @@
 //! a request before it refuses it.
 
 mod api_key;
+mod audit;
 
 use std::collections::BTreeSet;
 
@@ -29,6 +30,7 @@ use crate::{
 };
 
 pub(super) use api_key::{api_key, api_key_id, create_api_key, list_api_keys, rotate_api_key};
+pub(super) use audit::{audit_event, list_events, verify_log};
 
 /// The longest refresh token or page token that is looked at, in bytes.
 const MOST_TOKEN_BYTES: usize = 1_024;

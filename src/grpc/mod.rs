@@ -2,6 +2,7 @@
 //! work, and writes the answer. Nothing else happens here.
 
 mod api_key;
+mod audit;
 mod auth;
 mod convert;
 pub mod ext_authz;
@@ -12,6 +13,7 @@ mod token;
 mod trust;
 mod user;
 
+pub use audit::AuditApi;
 pub use trust::TrustApi;
 
 use std::{future::Future, sync::Arc, time::Duration};

@@ -6,6 +6,7 @@
 //! is removed before that is not missed; what is altered is found at once.
 
 pub mod chain;
+pub mod read;
 pub mod verify;
 
 pub use chain::Chainer;

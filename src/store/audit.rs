@@ -2,6 +2,7 @@
 //! own, deleted with the person. [`chain`] gives events their places.
 
 pub mod chain;
+pub mod list;
 
 use diesel::{
     prelude::*,

@@ -215,6 +215,7 @@ on_both! {
         people(&mut walk).await;
         administration(&mut walk).await;
         keys(&mut walk).await;
+        audit(&mut walk).await;
         garbage(&mut walk).await;
         let (_, metrics) = server.get("/metrics").await;
         assert!(metrics.contains("countersign_requests_total"));
@@ -235,7 +236,7 @@ on_both! {
         };
         for (rpc, _) in methods() {
             // A stream goes on until its reader leaves, which is no success.
-            let streams = rpc.ends_with("/WatchTrust");
+            let streams = rpc.ends_with("/WatchTrust") || rpc.ends_with("/WatchEvents");
             assert!(streams || seen(true).contains(&rpc), "{rpc} never went well");
             assert!(seen(false).contains(&rpc), "{rpc} never failed");
         }
@@ -631,6 +632,20 @@ async fn keys(walk: &mut Walk) {
         seq: 1,
     };
     good(admin.trust.ack_trust(acknowledge).await);
+}
+
+/// Who reads what they have all done.
+async fn audit(walk: &mut Walk) {
+    let (mut admin, _) = walk.login(ADMIN_EMAIL, PASSWORD).await;
+    let reply = admin.audit.list_events(v1::ListEventsRequest::default());
+    assert!(good(reply.await).events.len() > 10);
+    let watch = v1::WatchEventsRequest {
+        after_position: Some(0),
+    };
+    let mut stream = good(admin.audit.watch_events(watch).await);
+    stream.message().await.unwrap().unwrap();
+    let reply = admin.audit.verify_log(v1::VerifyLogRequest::default());
+    assert_eq!(good(reply.await).fault, None);
 }
 
 async fn garbage(walk: &mut Walk) {

@@ -275,7 +275,7 @@ impl<'w> Attack<'w> {
             "Register" | "CreateUser" | "UpdateUser" | "CreateRole" => {
                 self.objects.free_email = self.world.new_email();
             }
-            "Login" | "UpdateRole" | "WhoAmI" => {}
+            "Login" | "UpdateRole" | "WhoAmI" | "WatchEvents" | "VerifyLog" => {}
             read if ["Get", "BatchGet", "List", "Validate"]
                 .iter()
                 .any(|start| read.starts_with(start)) => {}

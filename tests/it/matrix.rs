@@ -118,6 +118,9 @@ const TABLE: &[Row] = &[
     row("KeyService/StageKey", "countersign.keys.rotate",                 [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
     row("KeyService/ActivateKey", "countersign.keys.rotate",              [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
     row("KeyService/RetireKey", "countersign.keys.rotate",                [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("AuditService/ListEvents", "countersign.audit.read",              [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("AuditService/WatchEvents", "countersign.audit.read",             [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
+    row("AuditService/VerifyLog", "countersign.audit.verify",             [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
 ];
 
 fn all_but(needed: &str) -> Vec<&'static str> {

@@ -40,6 +40,18 @@ fn matches(name: &str, text: &str) {
         ),
         (r#""[\w-]{43}""#, "\"[32 bytes]\""),
         (
+            r#""correlation_id": "[0-9a-f]{32}""#,
+            "\"correlation_id\": \"[correlation id]\"",
+        ),
+        (r#""tonic/[\d.]+""#, "\"[user agent]\""),
+        // How far the chain has come by then.
+        (
+            r#""public_key": "[^"]*""#,
+            "\"public_key\": \"[public key]\"",
+        ),
+        (r#""anchor": "[\w-]*""#, "\"anchor\": \"[anchor]\""),
+        (r#""(batch|position)": "\d+""#, "\"$1\": \"[number]\""),
+        (
             r#"next_page_token": "[\w-]+""#,
             "next_page_token\": \"[page token]\"",
         ),

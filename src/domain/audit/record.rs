@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{AuditEvent, Outcome};
+use super::AuditEvent;
 
 /// The columns of an event that its MAC covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,11 +92,7 @@ impl Record {
             id: event.id,
             at: event.at,
             action: event.action.as_str().to_owned(),
-            outcome: match event.outcome {
-                Outcome::Success => "success",
-                Outcome::Failure => "failure",
-            }
-            .to_owned(),
+            outcome: event.outcome.as_str().to_owned(),
             actor: event.actor.map(|id| id.0),
             workload: event.workload.as_deref().map(str::to_owned),
             subject: event.subject.map(|id| id.0),

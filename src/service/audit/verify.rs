@@ -6,7 +6,10 @@
 //! committed together, so records without one are looked for before checkpoints
 //! are.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+};
 
 use uuid::Uuid;
 
@@ -19,7 +22,7 @@ use crate::{
         Call,
         audit::{Checkpoint, StoredEvent},
     },
-    error::Error,
+    error::{Error, Result},
     service::Core,
     store::audit::chain as log,
 };
@@ -30,14 +33,16 @@ const PAGE: i64 = 500;
 /// What the log was found to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Records that are in order, from the beginning on.
+    /// The last position that is in order, and so how many records are.
     pub records: i64,
-    /// Batches that are in order.
+    /// The last batch that is in order.
     pub batches: i64,
     /// Records that are as they were written and wait for their place.
     pub unchained: i64,
     /// Records from before there was a chain: nothing is known about them.
     pub before: i64,
+    /// Whether the end of the chain was reached.
+    pub complete: bool,
     /// The last checkpoint that is in order.
     pub newest: Option<Checkpoint>,
     /// The first thing that is wrong.
@@ -128,6 +133,16 @@ impl Fault {
     }
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut place = Vec::new();
+        place.extend(self.batch.map(|batch| format!("batch {batch}")));
+        place.extend(self.position.map(|position| format!("position {position}")));
+        place.extend(self.id.map(|id| format!("record {id}")));
+        write!(f, "{}: {}", place.join(", "), self.what.words())
+    }
+}
+
 /// Why the walk ended early.
 enum Stop {
     Failed(Error),
@@ -148,24 +163,25 @@ pub async fn verify(
     keys: &AuditKeys,
     anchor: Option<&Checkpoint>,
     progress: impl FnMut(i64) + Send,
-) -> crate::error::Result<Report> {
-    let mut walk = Walk {
-        core,
-        call,
-        keys,
-        anchor,
-        report: Report::default(),
-        root: Link::default(),
-        ahead: VecDeque::new(),
-        last: None,
-        erased: HashSet::new(),
-    };
-    match walk.all(progress).await {
-        Ok(()) => {}
-        Err(Stop::Found(fault)) => walk.report.fault = Some(fault),
-        Err(Stop::Failed(error)) => return Err(error),
-    }
-    Ok(walk.report)
+) -> Result<Report> {
+    let mut walk = Walk::new(core, call, keys, anchor);
+    let end = walk.all(progress).await;
+    walk.end(end)
+}
+
+/// Checks the log after a checkpoint, 0 for the beginning, and ends with the
+/// batch in which `limit` more records were in order.
+pub async fn verify_part(
+    core: &Core,
+    call: &Call,
+    keys: &AuditKeys,
+    anchor: Option<&Checkpoint>,
+    after: i64,
+    limit: i64,
+) -> Result<Report> {
+    let mut walk = Walk::new(core, call, keys, anchor);
+    let end = walk.part(after, limit).await;
+    walk.end(end)
 }
 
 struct Walk<'a> {
@@ -182,10 +198,78 @@ struct Walk<'a> {
     last: Option<Uuid>,
     /// Who, of those read last, has been erased.
     erased: HashSet<Uuid>,
+    /// Ends behind this position.
+    until: i64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        core: &'a Core,
+        call: &'a Call,
+        keys: &'a AuditKeys,
+        anchor: Option<&'a Checkpoint>,
+    ) -> Self {
+        Self {
+            core,
+            call,
+            keys,
+            anchor,
+            report: Report::default(),
+            root: Link::default(),
+            ahead: VecDeque::new(),
+            last: None,
+            erased: HashSet::new(),
+            until: i64::MAX,
+        }
+    }
+
+    fn end(mut self, end: Result<(), Stop>) -> Result<Report> {
+        match end {
+            Ok(()) => Ok(self.report),
+            Err(Stop::Found(fault)) => {
+                self.report.fault = Some(fault);
+                Ok(self.report)
+            }
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
 }
 
 impl Walk<'_> {
-    async fn all(&mut self, mut progress: impl FnMut(i64) + Send) -> Result<(), Stop> {
+    async fn all(&mut self, progress: impl FnMut(i64) + Send) -> Result<(), Stop> {
+        self.chain(progress).await?;
+        self.unchained().await?;
+        let mut conn = self.core.store.read(self.call).await?;
+        self.report.before = log::count_before(&mut conn).await?;
+        Ok(())
+    }
+
+    async fn part(&mut self, after: i64, limit: i64) -> Result<(), Stop> {
+        if after > 0 {
+            let mut conn = self.core.store.read(self.call).await?;
+            let found = log::checkpoints_after(&mut conn, after - 1, 1).await?.pop();
+            drop(conn);
+            let found = found.filter(|checkpoint| checkpoint.batch == after);
+            let fault = |what| Stop::Found(Fault::of_batch(what, after));
+            let start = found.ok_or_else(|| fault(What::CheckpointMissing))?;
+            if !self.keys.is_signed(&start) {
+                return Err(fault(What::CheckpointAltered));
+            }
+            self.root = start.root;
+            self.report.records = start.position;
+            self.report.batches = start.batch;
+            self.until = start.position.saturating_add(limit);
+            // Its record is not of this part.
+            self.last = self.at(start.position).await?;
+            self.report.newest = Some(start);
+        } else {
+            self.until = limit;
+        }
+        self.chain(|_| ()).await
+    }
+
+    /// The checkpoints, one by one, and at the end the anchor.
+    async fn chain(&mut self, mut progress: impl FnMut(i64) + Send) -> Result<(), Stop> {
         if let Some(anchor) = self.anchor
             && !self.keys.is_signed(anchor)
         {
@@ -209,6 +293,9 @@ impl Walk<'_> {
             for checkpoint in page {
                 self.batch(checkpoint).await?;
                 progress(self.report.records);
+                if self.report.records >= self.until {
+                    return Ok(());
+                }
             }
         }
         if let Some(anchor) = self.anchor
@@ -217,10 +304,16 @@ impl Walk<'_> {
             let fault = Fault::of_batch(What::AnchorMissing, anchor.batch);
             return Err(Stop::Found(fault));
         }
-        self.unchained().await?;
-        let mut conn = self.core.store.read(self.call).await?;
-        self.report.before = log::count_before(&mut conn).await?;
+        self.report.complete = true;
         Ok(())
+    }
+
+    /// The record at this place.
+    async fn at(&self, position: i64) -> Result<Option<Uuid>> {
+        let mut conn = self.core.store.read(self.call).await?;
+        let found = log::events_from(&mut conn, position, 1).await?.pop();
+        let found = found.filter(|event| event.position == Some(position));
+        Ok(found.map(|event| event.record.id))
     }
 
     /// One checkpoint, and the records up to it.
@@ -313,7 +406,7 @@ impl Walk<'_> {
     }
 
     /// The next record, if there is one.
-    async fn next(&mut self) -> Result<Option<&StoredEvent>, Error> {
+    async fn next(&mut self) -> Result<Option<&StoredEvent>> {
         if self.ahead.is_empty() {
             // From the last one on: another one may stand in its place.
             let from = self.report.records.max(1);
@@ -349,7 +442,7 @@ impl Walk<'_> {
         }
     }
 
-    async fn ask_who_is_erased(&mut self, page: &[StoredEvent]) -> Result<(), Error> {
+    async fn ask_who_is_erased(&mut self, page: &[StoredEvent]) -> Result<()> {
         let lacking = page
             .iter()
             .filter(|event| event.record.origin_digest.is_some() && event.origin.is_none());

@@ -2,10 +2,11 @@
 //! without a bearer token, and what its failures say.
 
 use countersign_proto::v1::{
-    api_key_service_client::ApiKeyServiceClient, auth_service_client::AuthServiceClient,
-    key_service_client::KeyServiceClient, role_service_client::RoleServiceClient,
-    session_service_client::SessionServiceClient, token_service_client::TokenServiceClient,
-    trust_service_client::TrustServiceClient, user_service_client::UserServiceClient,
+    api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
+    auth_service_client::AuthServiceClient, key_service_client::KeyServiceClient,
+    role_service_client::RoleServiceClient, session_service_client::SessionServiceClient,
+    token_service_client::TokenServiceClient, trust_service_client::TrustServiceClient,
+    user_service_client::UserServiceClient,
 };
 use tonic::{
     Code, Request, Status,
@@ -43,6 +44,7 @@ pub struct Client {
     pub trust: TrustServiceClient<Stub>,
     pub api_keys: ApiKeyServiceClient<Stub>,
     pub keys: KeyServiceClient<Stub>,
+    pub audit: AuditServiceClient<Stub>,
 }
 
 impl Client {
@@ -58,6 +60,7 @@ impl Client {
             trust: TrustServiceClient::new(stub()),
             api_keys: ApiKeyServiceClient::new(stub()),
             keys: KeyServiceClient::new(stub()),
+            audit: AuditServiceClient::new(stub()),
             channel,
         }
     }

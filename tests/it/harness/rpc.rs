@@ -400,6 +400,22 @@ pub fn request(rpc: &str, on: &Objects) -> Vec<u8> {
             kid: on.kid.clone(),
         }
         .encode_to_vec(),
+        "AuditService/ListEvents" => v1::ListEventsRequest {
+            filter: Some(v1::AuditFilter {
+                subject_id: user_id(),
+                action: "session.login".to_owned(),
+                ..Default::default()
+            }),
+            page_size: 1,
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        // Behind the end, where nothing comes but the first message.
+        "AuditService/WatchEvents" => v1::WatchEventsRequest {
+            after_position: Some(1_000_000),
+        }
+        .encode_to_vec(),
+        "AuditService/VerifyLog" => v1::VerifyLogRequest::default().encode_to_vec(),
         other => panic!("{other} is new: give it a valid request here"),
     }
 }
