@@ -255,7 +255,8 @@ impl Store {
                 };
                 drop(conn);
                 // Not left undone by a caller who leaves.
-                tokio::spawn(self.clone().commit_for_all(Arc::clone(&group)));
+                let cost = Arc::clone(&call.cost);
+                tokio::spawn(self.clone().commit_for_all(Arc::clone(&group), cost));
                 group.outcome(self.longest_commit()).await?;
                 Ok(written)
             }
@@ -266,9 +267,9 @@ impl Store {
         }
     }
 
-    /// Ends a group's transaction after those who stood in line for it.
-    async fn commit_for_all(self, group: Arc<Group>) {
-        let cost = Arc::default();
+    /// Ends a group's transaction after those who stood in line for it. It costs
+    /// whoever opened it, so that a call has as many queries as when it is alone.
+    async fn commit_for_all(self, group: Arc<Group>, cost: Arc<Cost>) {
         loop {
             // Nobody stays in line for longer than this who came before.
             let limit = self.0.acquire + self.0.query;

@@ -1,6 +1,6 @@
 //! Transactions that share a COMMIT, which they do on SQLite alone.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::oneshot,
@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{Database, call, new_user, run, users};
 use crate::{
-    domain::user::UserFilter,
+    domain::{Cost, user::UserFilter},
     error::{Reason, Result},
     store::{Store, pool::Side},
 };
@@ -20,6 +20,7 @@ struct Writer {
     begun: Option<oneshot::Receiver<()>>,
     go_on: Option<oneshot::Sender<()>>,
     done: JoinHandle<Result<()>>,
+    cost: Arc<Cost>,
 }
 
 impl Writer {
@@ -32,8 +33,9 @@ impl Writer {
         let (begins, begun) = oneshot::channel();
         let (go_on, goes_on) = oneshot::channel::<()>();
         let (store, user) = (db.store.clone(), new_user(name, db.now()));
+        let call = call();
+        let cost = Arc::clone(&call.cost);
         let done = tokio::spawn(async move {
-            let call = call();
             let written = store.write(&call, async |tx| {
                 begins.send(()).unwrap();
                 users::insert(tx, &user).await?;
@@ -49,6 +51,7 @@ impl Writer {
             begun: Some(begun),
             go_on: Some(go_on),
             done,
+            cost,
         }
     }
 
@@ -58,6 +61,13 @@ impl Writer {
 
     fn goes_on(&mut self) {
         self.go_on.take().unwrap().send(()).unwrap();
+    }
+
+    /// What it cost, when it has ended well.
+    async fn queries(self) -> u64 {
+        let cost = Arc::clone(&self.cost);
+        self.ends().await.unwrap();
+        cost.queries()
     }
 
     async fn ends(self) -> Result<()> {
@@ -119,6 +129,19 @@ async fn nobody_is_told_before_all_is_committed() {
     assert_eq!(names(&db).await, ["ana", "ben"]);
 }
 
+/// Else how many there were would tell callers apart that nothing else does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_has_as_many_queries_as_when_it_is_alone() {
+    let db = Database::sqlite().await;
+    let (first, mut second) = two(&db, || Writer::start(&db, "ben")).await;
+    second.goes_on();
+    let together = (first.queries().await, second.queries().await);
+    let mut alone = Writer::start(&db, "cleo");
+    alone.goes_on();
+    let alone = alone.queries().await;
+    assert_eq!(together, (alone, alone));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_takes_back_its_own_work_alone() {
     let db = Database::sqlite().await;
@@ -150,8 +173,9 @@ async fn an_error_that_is_passed_over_is_found() {
         let (begins, begun) = oneshot::channel();
         let (store, user) = (db.store.clone(), new_user(name, db.now()));
         let (go_on, goes_on) = oneshot::channel::<()>();
+        let call = call();
+        let cost = Arc::clone(&call.cost);
         let done = tokio::spawn(async move {
-            let call = call();
             let written = store.write(&call, async |tx| {
                 begins.send(()).unwrap();
                 users::insert(tx, &user).await?;
@@ -167,6 +191,7 @@ async fn an_error_that_is_passed_over_is_found() {
             begun: Some(begun),
             go_on: Some(go_on),
             done,
+            cost,
         }
     };
     // One that begins with others in line, and one that joins.
