@@ -206,7 +206,8 @@ pub fn code(reason: Reason) -> Code {
         | Reason::KeyNotPublished
         | Reason::KeyNotNext
         | Reason::KeyActive
-        | Reason::TooManyKeys => Code::FailedPrecondition,
+        | Reason::TooManyKeys
+        | Reason::AuditLogBroken => Code::FailedPrecondition,
         Reason::RateLimited
         | Reason::Overloaded
         | Reason::RequestTooLarge
@@ -277,6 +278,10 @@ fn message(reason: Reason) -> &'static str {
         Reason::DeadlineExceeded => "the deadline has passed or could not be met",
         Reason::Cancelled => "the caller left",
         Reason::MethodUnknown => "this server has no such method",
+        Reason::AuditLogBroken => {
+            "the audit log does not go on from this position: records are missing, its end was cut \
+             off, or an older copy of the database was restored"
+        }
         Reason::Unspecified | Reason::Internal => {
             "internal error; the correlation id finds it in the log"
         }

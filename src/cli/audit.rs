@@ -15,6 +15,7 @@ use crate::{
         Core,
         audit::verify::{self, Report},
     },
+    store::MigrationState,
 };
 
 /// How often a long check says how far it has come.
@@ -31,7 +32,8 @@ docs/audit.md says what else can be found and what cannot.
 
 Examples:
   countersign audit verify
-  countersign audit verify --anchor csa_… --format json")]
+  countersign audit verify --anchor csa_… --format json
+  countersign audit verify --after-batch 17             # what is behind something that is wrong in 17")]
     Verify(Verify),
 }
 
@@ -41,6 +43,10 @@ pub struct Verify {
     /// The anchor of an earlier time: the log must go on from it
     #[arg(long)]
     pub anchor: Option<Checkpoint>,
+    /// Begin behind this checkpoint, which is believed for its signature
+    #[arg(long, default_value_t = 0, hide_default_value = true,
+          value_parser = clap::value_parser!(i64).range(0..))]
+    pub after_batch: i64,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -57,9 +63,22 @@ pub struct Checked {
 
 /// Does it.
 pub async fn run(command: Command, core: &Core) -> anyhow::Result<Checked> {
-    let Command::Verify(Verify { anchor, format }) = command;
+    let Command::Verify(Verify {
+        anchor,
+        after_batch,
+        format,
+    }) = command;
     let call = Call::internal("cli");
-    core.store.migrate_up().await?;
+    // Whoever checks changes nothing.
+    let migrations = core.store.migrate_status().await?;
+    if migrations
+        .iter()
+        .any(|migration| migration.state == MigrationState::Pending)
+    {
+        anyhow::bail!(
+            "the database is of an older version; migrate it first: countersign migrate up"
+        );
+    }
     let keys = core.keyring.audit_keys(&core.store, &call).await?;
     let mut said = Instant::now();
     let progress = move |records| {
@@ -68,7 +87,7 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<Checked> {
             said = Instant::now();
         }
     };
-    let report = verify::verify(core, &call, &keys, anchor.as_ref(), progress).await?;
+    let report = verify::verify(core, &call, &keys, anchor.as_ref(), after_batch, progress).await?;
     Ok(Checked {
         output: match format {
             Format::Table => text(&report),
@@ -84,7 +103,8 @@ pub fn text(report: &Report) -> String {
         records,
         batches,
         unchained,
-        before,
+        unsealed,
+        last_unsealed,
         newest,
         fault,
         ..
@@ -99,9 +119,9 @@ pub fn text(report: &Report) -> String {
     if *unchained > 0 {
         lines.push(format!("{unchained} more wait to be chained"));
     }
-    if *before > 0 {
+    if let Some(last) = last_unsealed {
         lines.push(format!(
-            "{before} are from before there was a chain, and nothing is known about them"
+            "{unsealed} have no MAC, the last of {last}: an older version wrote them, or somebody else"
         ));
     }
     if let Some(newest) = newest {
@@ -129,7 +149,8 @@ fn object(report: &Report, keys: &AuditKeys) -> String {
         "records": report.records,
         "batches": report.batches,
         "unchained": report.unchained,
-        "before": report.before,
+        "unsealed": report.unsealed,
+        "last_unsealed": report.last_unsealed.map(|at| at.to_string()),
         "anchor": newest.map(Checkpoint::anchor),
         "anchor_at": newest.map(|newest| newest.created_at.to_string()),
         "public_key": public_key.map(|key| URL_SAFE_NO_PAD.encode(key)),

@@ -90,6 +90,18 @@ pub struct EventFilter {
     pub before: Option<Timestamp>,
 }
 
+impl EventFilter {
+    /// Whether every event of its time is one.
+    pub fn is_by_time_alone(&self) -> bool {
+        let of_time = Self {
+            from: self.from,
+            before: self.before,
+            ..Self::default()
+        };
+        *self == of_time
+    }
+}
+
 impl FromStr for Action {
     type Err = Invalid;
 

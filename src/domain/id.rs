@@ -60,6 +60,12 @@ pub fn first_at(time: Timestamp) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
 
+/// The time that an id was made at, in milliseconds; none of another version.
+pub fn time_of(id: Uuid) -> Option<Timestamp> {
+    let (seconds, nanos) = id.get_timestamp()?.to_unix();
+    Timestamp::new(seconds.try_into().ok()?, nanos.try_into().ok()?).ok()
+}
+
 /// Reads a UUID in its hyphenated form.
 pub fn uuid(text: &str) -> Result<Uuid, Invalid> {
     if text.len() != 36 {

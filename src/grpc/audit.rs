@@ -74,7 +74,7 @@ impl Reader {
             let reading = async move { read::after(&core, &call, position).await };
             let events = work.run(reading).await?;
             if !events.is_empty() || self.due <= Instant::now() {
-                let last = events.last().and_then(|event| event.position);
+                let last = events.last().and_then(|shown| shown.event.position);
                 self.position = last.unwrap_or(self.position);
                 self.due = Instant::now() + HEARTBEAT;
                 return Ok(v1::WatchEventsResponse {

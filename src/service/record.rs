@@ -35,15 +35,13 @@ pub(super) fn event(core: &Core, call: &Call, action: Action) -> AuditEvent {
 
 /// Records an event. Call it in the transaction of what it tells of.
 pub(super) async fn insert(core: &Core, tx: &mut Conn, event: &AuditEvent) -> Result<()> {
-    match core.keyring.keys() {
-        Ok(keys) => insert_under(&keys.audit, core, tx, event).await,
-        // Keys are changed by commands that have loaded none.
-        Err(_) => {
-            let secrets = keys::secret_keys(tx).await?;
-            let keys = AuditKeys::open(&secrets, core.keyring.sealer())?;
-            insert_under(&keys, core, tx, event).await
-        }
+    if let Ok(keys) = core.keyring.keys() {
+        return insert_under(&keys.audit, core, tx, event).await;
     }
+    // Keys are changed by commands that have loaded none.
+    let secrets = keys::secret_keys(tx).await?;
+    let keys = AuditKeys::open(&secrets, core.keyring.sealer())?;
+    insert_under(&keys, core, tx, event).await
 }
 
 /// The same, under the keys that there will be.

@@ -37,6 +37,18 @@ const BUCKETS: &[f64] = &[
 /// All metrics, sorted by name.
 pub const METRICS: &[Metric] = &[
     metric(
+        "countersign_audit_chain_records",
+        Kind::Gauge,
+        &[],
+        "Records of the audit log that are chained, as this node knows",
+    ),
+    metric(
+        "countersign_audit_chain_up",
+        Kind::Gauge,
+        &[],
+        "1 if this node's last look at the chain of the audit log went well, else 0",
+    ),
+    metric(
         "countersign_breaker_opened_total",
         Kind::Counter,
         &["dependency"],

@@ -7,6 +7,7 @@ use countersign::{
     domain::{
         AuditEvent, Call, Entropy,
         audit::{Action, Checkpoint, Outcome},
+        signing_key::Purpose,
     },
     service::{
         Core,
@@ -41,7 +42,7 @@ fn call() -> Call {
 
 async fn check(core: &Core, anchor: Option<&Checkpoint>) -> Report {
     let keys = core.keyring.keys().unwrap();
-    let report = verify(core, &call(), &keys.audit, anchor, |_| ()).await;
+    let report = verify(core, &call(), &keys.audit, anchor, 0, |_| ()).await;
     report.unwrap()
 }
 
@@ -50,13 +51,13 @@ async fn whole(world: &World) -> Checkpoint {
     let core = world.node.running.core();
     let keys = core.keyring.keys().unwrap();
     eventually("all events are chained", async || {
-        chain(core, &call(), &keys.audit).await.unwrap();
+        chain(core, &call(), &keys.audit, None).await.unwrap();
         count(world, "audit_events WHERE position IS NULL").await == 0
     })
     .await;
     let report = check(core, None).await;
     assert_eq!(
-        (report.fault, report.unchained, report.before),
+        (report.fault, report.unchained, report.unsealed),
         (None, 0, 0)
     );
     assert_eq!(report.records, count(world, "audit_events").await);
@@ -308,7 +309,7 @@ on_both! {
             )).await;
             assert_eq!(found(&world, None).await, Some((what, place)), "{position}");
             put_back(&world).await;
-            world.execute("CREATE UNIQUE INDEX audit_events_by_position ON audit_events (position)").await;
+            world.execute("CREATE UNIQUE INDEX audit_events_by_position ON audit_events (position) WHERE position IS NOT NULL").await;
         }
         assert_eq!(found(&world, None).await, None);
     }
@@ -353,6 +354,117 @@ on_both! {
         assert_eq!(found(&world, None).await, Some(("checkpoint_missing", Some(last.batch))));
     }
 
+    async fn a_log_that_was_rewritten_is_not_signed(world: World) {
+        let ana = log(&world).await;
+        let known = whole(&world).await;
+        let core = world.node.running.core();
+        let keys = core.keyring.keys().unwrap();
+        let step = async || chain(core, &call(), &keys.audit, Some(&known)).await;
+        assert_eq!(step().await.unwrap().0.unwrap(), known);
+        keep(&world).await;
+        // The node's own task looks each second.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        // A record taken out, and what is behind it to be chained anew.
+        let rewritten = "DELETE FROM audit_origins WHERE event_id = (SELECT id FROM audit_events WHERE position = 9); \
+             DELETE FROM audit_events WHERE position = 9; \
+             UPDATE audit_events SET position = NULL, link = NULL WHERE position > \
+             (SELECT max(position) FROM audit_checkpoints WHERE position < 9); \
+             DELETE FROM audit_checkpoints WHERE position >= 9";
+        let other = match world.database.kind {
+            Kind::Sqlite => "UPDATE audit_checkpoints SET signature = zeroblob(64) WHERE batch = (SELECT max(batch) FROM audit_checkpoints)",
+            Kind::Postgres => "UPDATE audit_checkpoints SET signature = decode(repeat('00', 64), 'hex') WHERE batch = (SELECT max(batch) FROM audit_checkpoints)",
+        };
+        for (sql, says) in [(rewritten, "does not go on from its checkpoint"), (other, "is not signed by this service")] {
+            world.execute(sql).await;
+            login(&world.anonymous(), &ana.email, WRONG).await.unwrap_err();
+            let refused = step().await.unwrap_err();
+            assert!(countersign::error::chain(&refused).contains(says), "{refused:?}");
+            // By itself the node does it neither.
+            let unchained = count(&world, "audit_events WHERE position IS NULL").await;
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+            assert_eq!(count(&world, "audit_events WHERE position IS NULL").await, unchained);
+            put_back(&world).await;
+        }
+        // As another node goes on with it, so does this one.
+        login(&world.anonymous(), &ana.email, WRONG).await.unwrap_err();
+        whole(&world).await;
+        assert!(step().await.unwrap().0.unwrap().batch > known.batch);
+    }
+
+    async fn what_has_no_mac_is_counted_and_breaks_nothing(world: World) {
+        log(&world).await;
+        let (uuid, now) = match world.database.kind {
+            Kind::Sqlite => ("x'019a0000000070008000000000000099'", "0"),
+            Kind::Postgres => ("'019a0000-0000-7000-8000-000000000099'::uuid", "now()"),
+        };
+        world.execute(&format!(
+            "INSERT INTO audit_events (id, at, action, outcome, correlation_id) \
+             VALUES ({uuid}, {now}, 'role.granted', 'success', 'c')"
+        )).await;
+        let core = world.node.running.core();
+        let keys = core.keyring.keys().unwrap();
+        let (newest, made) = chain(core, &call(), &keys.audit, None).await.unwrap();
+        assert!(!made, "it is not chained");
+        let report = check(core, newest.as_ref()).await;
+        assert_eq!((report.fault, report.unsealed), (None, 1));
+        assert_eq!(report.last_unsealed.unwrap().as_millisecond(), 0x019a_0000_0000);
+        // Nor is a place that nobody gives a way out of the chain.
+        world.execute(&format!("UPDATE audit_events SET position = -3 WHERE id = {uuid}")).await;
+        assert_eq!(found(&world, None).await, Some(("record_moved", None)));
+    }
+
+    async fn a_row_that_cannot_be_read_is_named(world: World) {
+        log(&world).await;
+        let end = whole(&world).await;
+        keep(&world).await;
+        let (at, no_uuid) = match world.database.kind {
+            Kind::Sqlite => ("9000000000000000000", Some("x'010203'")),
+            Kind::Postgres => ("'infinity'", None),
+        };
+        let mut all = vec![
+            (format!("UPDATE audit_events SET at = {at} WHERE position = 1"), "record_altered", 1),
+            (format!("UPDATE audit_events SET at = {at} WHERE position = 7"), "record_altered", 7),
+            (format!("UPDATE audit_checkpoints SET created_at = {at} WHERE batch = 3"), "checkpoint_altered", 3),
+        ];
+        all.extend(no_uuid.map(|id| (
+            format!("UPDATE audit_events SET actor = {id} WHERE position = {}", end.position),
+            "record_altered",
+            end.position,
+        )));
+        for (sql, what, place) in all {
+            world.execute(&sql).await;
+            assert_eq!(found(&world, None).await, Some((what, Some(place))), "{sql}");
+            put_back(&world).await;
+        }
+    }
+
+    async fn after_a_rotation_older_keys_sign_nothing(world: World) {
+        let admin = world.admin().await;
+        let core = world.node.running.core();
+        log(&world).await;
+        let older = core.keyring.keys().unwrap().audit.maker_id(countersign_verifier::Clock::now(&*world.clock));
+        let new = countersign::service::secret_keys::rotate(core, &call(), Purpose::Audit).await.unwrap();
+        world.clock.advance(Duration::from_mins(10));
+        for _ in 0..2 {
+            login(&world.anonymous(), &admin.email, WRONG).await.unwrap_err();
+            whole(&world).await;
+        }
+        let end = whole(&world).await;
+        assert_eq!(end.key_id, new.id);
+        // Whoever has the older key signs the last batch by it.
+        let keys = core.keyring.keys().unwrap();
+        let forged = keys.audit.sign(Checkpoint { key_id: older, ..end.clone() }).unwrap();
+        let signature: String = forged.signature.iter().map(|byte| format!("{byte:02x}")).collect();
+        let signature = match world.database.kind {
+            Kind::Sqlite => format!("x'{signature}'"),
+            Kind::Postgres => format!("'\\x{signature}'::bytea"),
+        };
+        world.execute(&format!(
+            "UPDATE audit_checkpoints SET key_id = {older}, signature = {signature} WHERE batch = {}", end.batch
+        )).await;
+        assert_eq!(found(&world, None).await, Some(("checkpoint_key_older", Some(end.batch))));
+    }
+
     async fn erasing_a_person_breaks_nothing(world: World) {
         let admin = world.admin().await;
         let ana = log(&world).await;
@@ -385,7 +497,7 @@ on_both! {
             let core = nodes[n % nodes.len()].running.core();
             let keys = core.keyring.keys().unwrap();
             for _ in 0..20 {
-                chain(core, &call(), &keys.audit).await.expect("nobody is in the way");
+                chain(core, &call(), &keys.audit, None).await.expect("nobody is in the way");
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }
         }));
@@ -438,6 +550,8 @@ on_both! {
         crate::harness::database::execute_on(&program.database, "UPDATE audit_events SET action = 'session.logout' WHERE position = 3").await;
         let report = verify(&["--anchor", &anchor]);
         assert_eq!((&report["fault"]["what"], &report["fault"]["position"]), (&"record_altered".into(), &3.into()));
+        let behind = verify(&["--after-batch", &report["fault"]["batch"].to_string()]);
+        assert_eq!((&behind["whole"], &behind["records"]), (&true.into(), &3.into()));
         let output = program.run(&["audit", "verify"]);
         assert_eq!(output.status.code(), Some(1));
         let text = String::from_utf8(output.stdout).unwrap();
@@ -447,11 +561,14 @@ on_both! {
 
         // Records of a time without a chain are counted, and nothing is said about them.
         program.succeed(&["migrate", "down", "--yes"], "");
+        let output = program.run(&["audit", "verify"]);
+        assert!(String::from_utf8(output.stderr).unwrap().contains("countersign migrate up"));
         program.succeed(&["migrate", "up"], "");
         let server = program.serve("again").await;
         login(&server.client(), "ana@example.com", PASSWORD).await.unwrap();
         eventually("the login is chained", async || verify(&[])["records"] == 1).await;
-        assert_eq!(verify(&[])["before"], 3);
+        assert_eq!(verify(&[])["unsealed"], 3);
+        assert!(verify(&[])["last_unsealed"].as_str().is_some_and(|at| at.ends_with('Z')));
         assert_eq!(verify(&["--anchor", &anchor])["fault"]["what"], "anchor_forged", "of another key");
     }
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use countersign::{domain::Call, service::audit::chain::chain};
+use countersign::{
+    domain::{Call, audit::Checkpoint},
+    service::audit::chain::chain,
+};
 use countersign_proto::v1;
 use prost_types::Timestamp;
 use tonic::{Code, Streaming};
@@ -78,7 +81,7 @@ async fn chained(world: &World) -> i64 {
     let waiting = "SELECT count(*) FROM audit_events WHERE position IS NULL";
     eventually("all events are chained", async || {
         let call = Call::internal("test");
-        chain(core, &call, &keys.audit).await.unwrap();
+        chain(core, &call, &keys.audit, None).await.unwrap();
         world.query(waiting).await == ["0"]
     })
     .await;
@@ -122,6 +125,7 @@ on_both! {
         assert_eq!((&newest.actor_id, &newest.subject_id), (&ana.user_id, &ana.user_id));
         assert_eq!((newest.session_id.as_str(), newest.outcome()), (pair.session_id.as_str(), v1::AuditOutcome::Success));
         assert_eq!(newest.address, "127.0.0.1");
+        assert!(newest.authentic);
         assert!(newest.user_agent.starts_with("tonic/"), "{newest:?}");
         assert!(!newest.correlation_id.is_empty());
         let at = newest.event_time.unwrap();
@@ -140,7 +144,9 @@ on_both! {
         world.clock.advance(Duration::from_micros(1));
         login(&world.anonymous(), &ana.email, WRONG).await.unwrap_err();
         assert_eq!(ask(v1::AuditFilter { event_from: before(0), ..about(&ana) }).await, 2);
-        assert_eq!(ask(v1::AuditFilter { event_before: Some(Timestamp { nanos: at.nanos + 1_000, ..at }), ..about(&ana) }).await, 4);
+        let between = Some(Timestamp { nanos: at.nanos + 1_000, ..at });
+        assert_eq!(ask(v1::AuditFilter { event_from: between, ..about(&ana) }).await, 1);
+        assert_eq!(ask(v1::AuditFilter { event_before: between, ..about(&ana) }).await, 4);
 
         // A page token goes on with its own list only.
         let token = page(&auditor, about(&ana), 1, "").await.next_page_token;
@@ -156,6 +162,28 @@ on_both! {
         let left = list(&auditor, &v1::AuditFilter { action: "session.login".into(), ..about(&ana) }, 50).await.0;
         assert_eq!(left.len(), 4);
         assert!(left.iter().all(|event| event.address.is_empty() && event.user_agent.is_empty()));
+        assert!(left.iter().all(|event| event.authentic));
+        world.execute(&format!("UPDATE audit_events SET outcome = 'failure' WHERE action = '{}'", "user.registered")).await;
+        let all = list(&auditor, &about(&ana), 50).await.0;
+        assert!(all.iter().all(|event| event.authentic != (event.action == "user.registered")));
+    }
+
+    async fn whoever_follows_is_told_that_something_is_missing(world: World) {
+        let auditor = auditor(&world).await;
+        login(&world.anonymous(), &auditor.email, WRONG).await.unwrap_err();
+        let end = chained(&world).await;
+        let ends = async |after| {
+            let mut stream = watch(&auditor, Some(after)).await;
+            let ended = stream.message().await.expect_err("the log does not go on from there");
+            let Failure { code, reason, .. } = Failure::from(&ended);
+            (code, reason)
+        };
+        let broken = (Code::FailedPrecondition, "AUDIT_LOG_BROKEN".to_owned());
+        assert_eq!(ends(end + 1).await, broken, "beyond the end");
+        world.execute("UPDATE audit_events SET position = NULL WHERE position = 2").await;
+        assert_eq!(ends(0).await, broken, "a gap");
+        assert_eq!(ends(1).await, broken, "a gap at once");
+        assert!(watch(&auditor, Some(2)).await.message().await.is_ok());
     }
 
     async fn what_is_rare_is_found_in_steps_of_bounded_work(world: World) {
@@ -234,6 +262,14 @@ on_both! {
             assert_eq!(verify(&auditor, after, &whole.anchor).await, whole, "{after}");
         }
         let kind = |reply: &v1::VerifyLogResponse| reply.fault.clone().unwrap().kind;
+        // An anchor counts wherever the part begins.
+        let core = world.node.running.core();
+        let anchor: Checkpoint = whole.anchor.parse().unwrap();
+        let other = Checkpoint { position: 1, batch: 1, ..anchor };
+        let other = core.keyring.keys().unwrap().audit.sign(other).unwrap().anchor();
+        for after in 0..=whole.batch {
+            assert_eq!(kind(&verify(&auditor, after, &other).await), "anchor_differs", "{after}");
+        }
         let beyond = verify(&auditor, whole.batch + 1, "").await;
         assert_eq!(kind(&beyond), "checkpoint_missing");
         world.execute(&format!("UPDATE audit_events SET action = 'session.logout' WHERE position = {end}")).await;

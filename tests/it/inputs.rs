@@ -388,6 +388,7 @@ fn is_unknown(rpc: &str, field: &str, status: &Status) -> bool {
         "api_key_id" => reason == "API_KEY_NOT_FOUND",
         "kid" => reason == "KEY_NOT_FOUND",
         "force" => reason == "KEY_NOT_PUBLISHED",
+        "after_position" => reason == "AUDIT_LOG_BROKEN",
         "role" | "roles" | "role.name" => reason == "ROLE_NOT_FOUND",
         "name" if rpc == "RoleService/DeleteRole" => reason == "ROLE_NOT_FOUND",
         "identifier" | "password" if rpc == "AuthService/Login" => reason == "LOGIN_FAILED",

@@ -414,6 +414,7 @@ async fn refusals_of_a_node_in_need_have_their_shape() {
         Error::from(Reason::OutcomeUnknown),
         Error::from(Reason::DeadlineExceeded),
         Error::from(Reason::Cancelled),
+        Error::from(Reason::AuditLogBroken),
         Error::internal("a cause that stays here"),
     ]
     .map(Status::from);

@@ -11,3 +11,4 @@ DROP COLUMN position,
 DROP COLUMN mac,
 DROP COLUMN key_id,
 DROP COLUMN origin_digest;
+CREATE INDEX audit_events_by_time ON audit_events (at, id);

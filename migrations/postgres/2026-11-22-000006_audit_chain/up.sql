@@ -1,16 +1,16 @@
 -- A record's MAC, and its place in the chain: a position that follows the one before it, and a link that binds it
--- to all of them. What was recorded before has no MAC and stands before the beginning, at 0 and below.
+-- to all of them. What was recorded before has neither, and stays out of the chain.
 ALTER TABLE audit_events
 ADD COLUMN origin_digest bytea,
 ADD COLUMN key_id integer,
 ADD COLUMN mac bytea,
 ADD COLUMN position bigint,
 ADD COLUMN link bytea;
-UPDATE audit_events SET position = o.position FROM (
-    SELECT id, row_number() OVER (ORDER BY at, id) - count(*) OVER () AS position FROM audit_events
-) AS o WHERE audit_events.id = o.id;
-CREATE UNIQUE INDEX audit_events_by_position ON audit_events (position);
-CREATE INDEX audit_events_unchained ON audit_events (id) WHERE position IS NULL;
+CREATE UNIQUE INDEX audit_events_by_position ON audit_events (position) WHERE position IS NOT NULL;
+CREATE INDEX audit_events_unchained ON audit_events (id) WHERE position IS NULL AND mac IS NOT NULL;
+CREATE INDEX audit_events_unsealed ON audit_events (id) WHERE mac IS NULL;
+-- Ids are ordered by time.
+DROP INDEX audit_events_by_time;
 
 -- The digest of an origin is of it and this; with the row goes what the digest could be guessed from.
 ALTER TABLE audit_origins ADD COLUMN salt bytea;

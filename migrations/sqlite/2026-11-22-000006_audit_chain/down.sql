@@ -11,6 +11,8 @@ ALTER TABLE old_secret_keys RENAME TO secret_keys;
 
 DROP TABLE audit_checkpoints;
 ALTER TABLE audit_origins DROP COLUMN salt;
+CREATE INDEX audit_events_by_time ON audit_events (at, id);
+DROP INDEX audit_events_unsealed;
 DROP INDEX audit_events_unchained;
 DROP INDEX audit_events_by_position;
 ALTER TABLE audit_events DROP COLUMN link;

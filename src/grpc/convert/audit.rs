@@ -11,7 +11,7 @@ use crate::{
         audit::{Checkpoint, EventFilter, Outcome, StoredEvent},
     },
     error::Result,
-    service::page::PageRequest,
+    service::{audit::read::Shown, page::PageRequest},
 };
 
 pub(in crate::grpc) fn list_events(m: v1::ListEventsRequest) -> Result<(EventFilter, PageRequest)> {
@@ -56,17 +56,17 @@ pub(in crate::grpc) fn verify_log(m: v1::VerifyLogRequest) -> Result<(i64, Optio
     Ok((m.after_batch, anchor))
 }
 
-pub(in crate::grpc) fn audit_event(event: StoredEvent) -> v1::AuditEvent {
+pub(in crate::grpc) fn audit_event(shown: Shown) -> v1::AuditEvent {
     let StoredEvent {
         record,
         position,
         origin,
         ..
-    } = event;
+    } = shown.event;
     let id = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
     let outcome = match record.outcome.as_str() {
-        "success" => v1::AuditOutcome::Success,
-        "failure" => v1::AuditOutcome::Failure,
+        name if name == Outcome::Success.as_str() => v1::AuditOutcome::Success,
+        name if name == Outcome::Failure.as_str() => v1::AuditOutcome::Failure,
         _ => v1::AuditOutcome::Unspecified,
     };
     let (address, user_agent) = match origin {
@@ -89,5 +89,6 @@ pub(in crate::grpc) fn audit_event(event: StoredEvent) -> v1::AuditEvent {
         address,
         user_agent,
         position: position.unwrap_or_default().max(0),
+        authentic: shown.is_authentic,
     }
 }

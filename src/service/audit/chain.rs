@@ -24,14 +24,23 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How often the newest checkpoint leaves for the log, at the most.
 const SAY_EVERY: Duration = Duration::from_mins(1);
 
+/// How often a node that cannot chain says so.
+const WARN_EVERY: Duration = Duration::from_mins(1);
+
 /// Events of one batch: few enough that nobody notices the transaction.
 const BATCH: usize = 500;
+
+/// Batches of one round, of which the next follows soon.
+const ROUND: usize = 20;
 
 /// The task that chains.
 #[derive(Debug)]
 pub struct Chainer {
     core: Arc<Core>,
     call: Call,
+    /// The newest checkpoint that this node knows of. A log that ends before it,
+    /// or otherwise, was rewritten, and signing it would hide that.
+    newest: Option<Checkpoint>,
 }
 
 impl Chainer {
@@ -40,34 +49,36 @@ impl Chainer {
         Self {
             core,
             call: Call::internal("audit-chain"),
+            newest: None,
         }
     }
 
     /// Chains until told to stop, and then what is left.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let mut quiet = false;
-        let mut newest: Option<Checkpoint> = None;
-        let mut said: Option<Instant> = None;
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        // A checkpoint that this node has made and not said yet.
+        let mut unsaid: Option<Checkpoint> = None;
+        let (mut said, mut warned) = (None, None);
+        let is_due = |last: Option<Instant>, every| last.is_none_or(|at| at.elapsed() >= every);
         while !shutdown.is_cancelled() {
             shutdown.run_until_cancelled(sleep(EVERY)).await;
-            match self.step().await {
+            let outcome = self.step().await;
+            metrics::gauge!("countersign_audit_chain_up").set(f64::from(outcome.is_ok()));
+            match outcome {
                 Ok(made) => {
-                    newest = made.or(newest);
-                    quiet = false;
+                    unsaid = made.or(unsaid);
+                    warned = None;
                 }
-                Err(error) => {
-                    if !quiet {
-                        tracing::warn!(
-                            cause = crate::error::chain(&error),
-                            "the audit log is not chained; trying again"
-                        );
-                    }
-                    quiet = true;
+                Err(error) if is_due(warned, WARN_EVERY) => {
+                    tracing::error!(
+                        cause = crate::error::chain(&error),
+                        "the audit log is not chained; trying again"
+                    );
+                    warned = Some(Instant::now());
                 }
+                Err(_) => {}
             }
-            let is_due = said.is_none_or(|at| at.elapsed() >= SAY_EVERY);
-            if (is_due || shutdown.is_cancelled())
-                && let Some(checkpoint) = newest.take()
+            if (is_due(said, SAY_EVERY) || shutdown.is_cancelled())
+                && let Some(checkpoint) = unsaid.take()
             {
                 tracing::info!(
                     batch = checkpoint.batch,
@@ -82,7 +93,7 @@ impl Chainer {
 
     /// Chains what there is. A database that is known to be away is left alone,
     /// and without keys nothing has been recorded here yet.
-    async fn step(&self) -> Result<Option<Checkpoint>> {
+    async fn step(&mut self) -> Result<Option<Checkpoint>> {
         let core = &*self.core;
         let Ok(keys) = core.keyring.keys() else {
             return Ok(None);
@@ -90,29 +101,90 @@ impl Chainer {
         if core.store.breaker().is_open() {
             return Ok(None);
         }
-        chain(core, &self.call, &keys.audit).await
+        let known = self.newest.as_ref();
+        let (newest, made) = chain(core, &self.call, &keys.audit, known).await?;
+        if let Some(newest) = &newest {
+            #[expect(clippy::cast_precision_loss, reason = "not below 2^52 records")]
+            metrics::gauge!("countersign_audit_chain_records").set(newest.position as f64);
+        }
+        self.newest = newest;
+        Ok(self.newest.clone().filter(|_| made))
     }
 }
 
-/// Gives all committed events their places, batch by batch, and returns the
-/// newest checkpoint that this made. None if there was nothing to do or another
-/// node is at it.
-pub async fn chain(core: &Core, call: &Call, keys: &AuditKeys) -> Result<Option<Checkpoint>> {
-    let mut newest = None;
-    loop {
+/// Gives committed events their places, batch by batch, and returns the newest
+/// checkpoint and whether this made it. Nothing is done if another node is at it.
+///
+/// Fails if the log does not go on from `known`, or its newest checkpoint is not
+/// ours.
+pub async fn chain(
+    core: &Core,
+    call: &Call,
+    keys: &AuditKeys,
+    known: Option<&Checkpoint>,
+) -> Result<(Option<Checkpoint>, bool)> {
+    let (mut newest, has_unchained) = {
+        let mut conn = core.store.read(call).await?;
         // Most often there is nothing, and nobody is to wait for a lock then.
-        if !log::has_unchained(&mut core.store.read(call).await?).await? {
-            return Ok(newest);
+        let has_unchained = log::has_unchained(&mut conn).await?;
+        (goes_on(&mut conn, keys, known).await?, has_unchained)
+    };
+    let mut made = false;
+    for _ in 0..if has_unchained { ROUND } else { 0 } {
+        let batch = async |tx: &mut Conn| batch(core, keys, tx, newest.as_ref()).await;
+        let Some((checkpoint, count)) = core.store.write(call, batch).await?.value else {
+            break;
+        };
+        (newest, made) = (Some(checkpoint), true);
+        // What has come meanwhile can wait: a batch costs its checkpoint.
+        if count < BATCH {
+            break;
         }
-        let batch = async |tx: &mut Conn| batch(core, keys, tx).await;
-        match core.store.write(call, batch).await?.value {
-            None => return Ok(newest),
-            made => newest = made,
+    }
+    Ok((newest, made))
+}
+
+/// The newest checkpoint, which must be ours and not older than the one that is
+/// known.
+async fn goes_on(
+    conn: &mut Conn,
+    keys: &AuditKeys,
+    known: Option<&Checkpoint>,
+) -> Result<Option<Checkpoint>> {
+    let newest = log::newest_checkpoint(conn).await?;
+    if let Some(newest) = &newest
+        && !keys.is_signed(newest)
+    {
+        return Err(Error::internal(format!(
+            "checkpoint {} of the audit log is not signed by this service: somebody has written to \
+             the database; see `countersign audit verify`",
+            newest.batch
+        )));
+    }
+    let batch = newest.as_ref().map_or(0, |newest| newest.batch);
+    match known {
+        Some(known)
+            if batch < known.batch || (batch == known.batch && newest.as_ref() != Some(known)) =>
+        {
+            Err(Error::internal(format!(
+                "the audit log does not go on from its checkpoint {}: its end was cut off or \
+                 rewritten, or an older copy of the database was restored; this node chains it only \
+                 after a restart. Check it first: countersign audit verify --anchor {known}",
+                known.batch
+            )))
         }
+        _ => Ok(newest),
     }
 }
 
-async fn batch(core: &Core, keys: &AuditKeys, tx: &mut Conn) -> Result<Option<Checkpoint>> {
+/// One batch and how many events are in it. None if there was none, or another
+/// node is at it.
+async fn batch(
+    core: &Core,
+    keys: &AuditKeys,
+    tx: &mut Conn,
+    known: Option<&Checkpoint>,
+) -> Result<Option<(Checkpoint, usize)>> {
     if !log::try_lock(tx).await? {
         return Ok(None);
     }
@@ -121,12 +193,13 @@ async fn batch(core: &Core, keys: &AuditKeys, tx: &mut Conn) -> Result<Option<Ch
     if events.is_empty() {
         return Ok(None);
     }
-    let before = log::newest_checkpoint(tx).await?;
-    let (batch, position, mut root) = match &before {
-        Some(newest) => (newest.batch, newest.position, newest.root),
-        None => (0, 0, Link::default()),
+    let before = goes_on(tx, keys, known).await?;
+    let (batch, position, mut root, oldest_key) = match &before {
+        Some(newest) => (newest.batch, newest.position, newest.root, newest.key_id),
+        None => (0, 0, Link::default(), 0),
     };
-    let key_id = keys.maker_id(core.now());
+    // Another node may have been told of a newer key first.
+    let key_id = keys.maker_id(core.now()).max(oldest_key);
     let (mut ids, mut links) = (Vec::new(), Vec::new());
     let mut last = position;
     for (id, mac) in events {
@@ -146,5 +219,5 @@ async fn batch(core: &Core, keys: &AuditKeys, tx: &mut Conn) -> Result<Option<Ch
         signature: [0; 64],
     })?;
     log::insert_checkpoint(tx, &checkpoint).await?;
-    Ok(Some(checkpoint))
+    Ok(Some((checkpoint, ids.len())))
 }

@@ -9,12 +9,15 @@ use crate::{
         Call,
         audit::{Checkpoint, EventFilter, StoredEvent},
     },
-    error::Result,
+    error::{Reason, Result},
     service::{
         Core,
         page::{Listing, PageRequest},
     },
-    store::audit::{chain, list},
+    store::{
+        Conn,
+        audit::{chain, list},
+    },
 };
 
 /// Events of one reading along the chain.
@@ -32,30 +35,65 @@ pub struct Checked {
     pub public_key: Vec<u8>,
 }
 
+/// An event as a reader is shown it.
+#[derive(Debug)]
+pub struct Shown {
+    /// The event.
+    pub event: StoredEvent,
+    /// Whether it is as it was written.
+    pub is_authentic: bool,
+}
+
+fn shown(keys: &AuditKeys) -> impl Fn(StoredEvent) -> Shown {
+    |event| Shown {
+        is_authentic: verify::is_authentic(keys, &event),
+        event,
+    }
+}
+
 /// Lists events, newest first.
 pub async fn list(
     core: &Core,
     call: &Call,
     filter: &EventFilter,
     page: PageRequest,
-) -> Result<Listing<StoredEvent>> {
+) -> Result<Listing<Shown>> {
+    let keys = core.keyring.keys()?;
     let below = page.cursor(core, call)?.map(Uuid::from_bytes);
     let mut conn = core.store.read(call).await?;
     let events = list::list(&mut conn, filter, below, page.size).await?;
-    page.listing(core, call, events, |id| id.as_bytes().to_vec())
+    let listing = page.listing(core, call, events, |id| id.as_bytes().to_vec())?;
+    Ok(Listing {
+        items: listing.items.into_iter().map(shown(&keys.audit)).collect(),
+        next_page_token: listing.next_page_token,
+    })
 }
 
-/// Events after a position, in the order of the chain.
-pub async fn after(core: &Core, call: &Call, position: i64) -> Result<Vec<StoredEvent>> {
+/// Events after a position, in the order of the chain. Fails if the log does not
+/// go on from there: whoever follows it would miss something and not know.
+pub async fn after(core: &Core, call: &Call, position: i64) -> Result<Vec<Shown>> {
+    let keys = core.keyring.keys()?;
     let mut conn = core.store.read(call).await?;
-    // What is at 0 and below is no part of the chain.
-    chain::events_from(&mut conn, position.max(0).saturating_add(1), BATCH).await
+    let next = position.saturating_add(1);
+    let events = chain::events_from(&mut conn, next, BATCH).await?;
+    let mut expected = position;
+    let has_gaps = events.iter().any(|event| {
+        expected = expected.saturating_add(1);
+        event.position != Some(expected)
+    });
+    if has_gaps || (events.is_empty() && last(&mut conn).await? < position) {
+        return Err(Reason::AuditLogBroken.into());
+    }
+    Ok(events.into_iter().map(shown(&keys.audit)).collect())
 }
 
 /// The last position that there is.
 pub async fn newest(core: &Core, call: &Call) -> Result<i64> {
-    let mut conn = core.store.read(call).await?;
-    let newest = chain::newest_checkpoint(&mut conn).await?;
+    last(&mut core.store.read(call).await?).await
+}
+
+async fn last(conn: &mut Conn) -> Result<i64> {
+    let newest = chain::newest_checkpoint(conn).await?;
     Ok(newest.map_or(0, |checkpoint| checkpoint.position))
 }
 

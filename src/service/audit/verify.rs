@@ -11,6 +11,7 @@ use std::{
     fmt,
 };
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
@@ -21,14 +22,18 @@ use crate::{
     domain::{
         Call,
         audit::{Checkpoint, StoredEvent},
+        id,
     },
-    error::{Error, Result},
+    error::{Error, Reason, Result},
     service::Core,
     store::audit::chain as log,
 };
 
 /// Records, or checkpoints, of one query.
 const PAGE: i64 = 500;
+
+/// Ids of one query.
+const UNSEALED_PAGE: i64 = 10_000;
 
 /// What the log was found to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,8 +44,10 @@ pub struct Report {
     pub batches: i64,
     /// Records that are as they were written and wait for their place.
     pub unchained: i64,
-    /// Records from before there was a chain: nothing is known about them.
-    pub before: i64,
+    /// Records without a MAC, of an older version: nothing is known about them.
+    pub unsealed: usize,
+    /// The time of the last of those.
+    pub last_unsealed: Option<Timestamp>,
     /// Whether the end of the chain was reached.
     pub complete: bool,
     /// The last checkpoint that is in order.
@@ -101,6 +108,8 @@ faults! {
     OriginAltered = "origin_altered", "the address or user agent is not as it was written";
     /// They were not erased with the person.
     OriginMissing = "origin_missing", "the address and user agent are missing, and the person has not been erased";
+    /// It names an older key than the one before it.
+    CheckpointKeyOlder = "checkpoint_key_older", "the checkpoint is signed by an older key than the one before it";
     /// A column of a checkpoint.
     CheckpointAltered = "checkpoint_altered", "the checkpoint is not as it was signed";
     /// There is none of this number.
@@ -143,6 +152,33 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Whether a record, and what there is of its origin, is as it was written.
+pub fn is_authentic(keys: &AuditKeys, event: &StoredEvent) -> bool {
+    is_sealed(keys, event) && is_its_origin(event)
+}
+
+fn is_sealed(keys: &AuditKeys, event: &StoredEvent) -> bool {
+    let seal = event.seal.as_ref();
+    seal.is_some_and(|seal| keys.is_ours(&event.record, seal))
+}
+
+/// Whether the origin is the record's, if there is one.
+fn is_its_origin(event: &StoredEvent) -> bool {
+    event.origin.as_ref().is_none_or(|(person, origin)| {
+        let digest = event.record.origin_digest.as_ref();
+        *person == event.record.person() && digest == Some(&origin_digest(origin))
+    })
+}
+
+/// A row that cannot be read was altered; other failures say nothing of it.
+fn unreadable(error: Error, position: Option<i64>) -> Stop {
+    if error.reason() == Reason::Internal {
+        Stop::Found(Fault::of_record(What::RecordAltered, None, position, None))
+    } else {
+        Stop::Failed(error)
+    }
+}
+
 /// Why the walk ended early.
 enum Stop {
     Failed(Error),
@@ -155,17 +191,18 @@ impl From<Error> for Stop {
     }
 }
 
-/// Checks the whole log. `progress` is told how many records were in order so
-/// far.
+/// Checks the log after a checkpoint, 0 for the beginning, up to its end.
+/// `progress` is told how many records were in order so far.
 pub async fn verify(
     core: &Core,
     call: &Call,
     keys: &AuditKeys,
     anchor: Option<&Checkpoint>,
+    after: i64,
     progress: impl FnMut(i64) + Send,
 ) -> Result<Report> {
     let mut walk = Walk::new(core, call, keys, anchor);
-    let end = walk.all(progress).await;
+    let end = walk.all(after, progress).await;
     walk.end(end)
 }
 
@@ -236,52 +273,95 @@ impl<'a> Walk<'a> {
 }
 
 impl Walk<'_> {
-    async fn all(&mut self, progress: impl FnMut(i64) + Send) -> Result<(), Stop> {
+    async fn all(&mut self, after: i64, progress: impl FnMut(i64) + Send) -> Result<(), Stop> {
+        self.begin(after).await?;
         self.chain(progress).await?;
+        self.outside().await?;
         self.unchained().await?;
-        let mut conn = self.core.store.read(self.call).await?;
-        self.report.before = log::count_before(&mut conn).await?;
-        Ok(())
+        self.unsealed().await
     }
 
     async fn part(&mut self, after: i64, limit: i64) -> Result<(), Stop> {
-        if after > 0 {
-            let mut conn = self.core.store.read(self.call).await?;
-            let found = log::checkpoints_after(&mut conn, after - 1, 1).await?.pop();
-            drop(conn);
-            let found = found.filter(|checkpoint| checkpoint.batch == after);
-            let fault = |what| Stop::Found(Fault::of_batch(what, after));
-            let start = found.ok_or_else(|| fault(What::CheckpointMissing))?;
-            if !self.keys.is_signed(&start) {
-                return Err(fault(What::CheckpointAltered));
-            }
-            self.root = start.root;
-            self.report.records = start.position;
-            self.report.batches = start.batch;
-            self.until = start.position.saturating_add(limit);
-            // Its record is not of this part.
-            self.last = self.at(start.position).await?;
-            self.report.newest = Some(start);
-        } else {
-            self.until = limit;
-        }
+        self.begin(after).await?;
+        self.until = self.report.records.saturating_add(limit);
         self.chain(|_| ()).await
     }
 
-    /// The checkpoints, one by one, and at the end the anchor.
-    async fn chain(&mut self, mut progress: impl FnMut(i64) + Send) -> Result<(), Stop> {
+    /// Begins after this checkpoint, which is believed for its signature.
+    async fn begin(&mut self, after: i64) -> Result<(), Stop> {
         if let Some(anchor) = self.anchor
             && !self.keys.is_signed(anchor)
         {
             let fault = Fault::of_batch(What::AnchorForged, anchor.batch);
             return Err(Stop::Found(fault));
         }
+        if after == 0 {
+            return Ok(());
+        }
+        let start = self.signed(after).await?;
+        if let Some(anchor) = self.anchor
+            && anchor.batch < after
+            && self.signed(anchor.batch).await? != *anchor
+        {
+            let fault = Fault::of_batch(What::AnchorDiffers, anchor.batch);
+            return Err(Stop::Found(fault));
+        }
+        self.is_the_anchor(&start)?;
+        self.root = start.root;
+        self.report.records = start.position;
+        self.report.batches = start.batch;
+        // Its record is not of this part.
+        self.last = self.at(start.position).await?;
+        self.report.newest = Some(start);
+        Ok(())
+    }
+
+    /// The checkpoint of this number.
+    async fn signed(&self, batch: i64) -> Result<Checkpoint, Stop> {
+        let found = self.checkpoints(batch - 1, 1).await?.pop();
+        let found = found.filter(|checkpoint| checkpoint.batch == batch);
+        let fault = |what| Stop::Found(Fault::of_batch(what, batch));
+        let checkpoint = found.ok_or_else(|| fault(What::CheckpointMissing))?;
+        if self.keys.is_signed(&checkpoint) {
+            Ok(checkpoint)
+        } else {
+            Err(fault(What::CheckpointAltered))
+        }
+    }
+
+    /// If the anchor is of this batch, it must be this checkpoint.
+    fn is_the_anchor(&self, checkpoint: &Checkpoint) -> Result<(), Stop> {
+        match self.anchor {
+            Some(anchor) if anchor.batch == checkpoint.batch && anchor != checkpoint => {
+                let fault = Fault::of_batch(What::AnchorDiffers, anchor.batch);
+                Err(Stop::Found(fault))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Up to `limit` checkpoints after this one. One that cannot be read was
+    /// altered.
+    async fn checkpoints(&self, after: i64, limit: i64) -> Result<Vec<Checkpoint>, Stop> {
+        let mut conn = self.core.store.read(self.call).await?;
+        match log::checkpoints_after(&mut conn, after, limit).await {
+            Err(error) if error.reason() == Reason::Internal => {}
+            page => return Ok(page?),
+        }
+        match log::checkpoints_after(&mut conn, after, 1).await {
+            Err(error) if error.reason() == Reason::Internal => {
+                let fault = Fault::of_batch(What::CheckpointAltered, after + 1);
+                Err(Stop::Found(fault))
+            }
+            one => Ok(one?),
+        }
+    }
+
+    /// The checkpoints, one by one, and at the end the anchor.
+    async fn chain(&mut self, mut progress: impl FnMut(i64) + Send) -> Result<(), Stop> {
         loop {
             let is_beyond = self.next().await?.is_some();
-            let page = {
-                let mut conn = self.core.store.read(self.call).await?;
-                log::checkpoints_after(&mut conn, self.report.batches, PAGE).await?
-            };
+            let page = self.checkpoints(self.report.batches, PAGE).await?;
             if page.is_empty() && is_beyond {
                 let missing = self.report.batches + 1;
                 let fault = Fault::of_batch(What::CheckpointMissing, missing);
@@ -326,11 +406,11 @@ impl Walk<'_> {
         if !self.keys.is_signed(&checkpoint) {
             return found(What::CheckpointAltered);
         }
-        if let Some(anchor) = self.anchor
-            && anchor.batch == expected
-            && *anchor != checkpoint
-        {
-            return found(What::AnchorDiffers);
+        self.is_the_anchor(&checkpoint)?;
+        // Whoever has a key that was succeeded signs nothing that counts.
+        let before = self.report.newest.as_ref();
+        if before.is_some_and(|before| before.key_id > checkpoint.key_id) {
+            return found(What::CheckpointKeyOlder);
         }
         while self.report.records < checkpoint.position {
             self.record(&checkpoint).await?;
@@ -379,40 +459,38 @@ impl Walk<'_> {
 
     /// What is wrong with a record by itself.
     fn wrong_with(&self, event: &StoredEvent) -> Option<What> {
-        let StoredEvent {
-            record,
-            seal,
-            origin,
-            ..
-        } = event;
-        if !seal
-            .as_ref()
-            .is_some_and(|seal| self.keys.is_ours(record, seal))
-        {
-            return Some(What::RecordAltered);
-        }
-        let person = record.person();
-        match (&record.origin_digest, origin) {
-            (None, None) => None,
-            (Some(_), None) if person.is_some_and(|id| self.erased.contains(&id)) => None,
-            (Some(_), None) => Some(What::OriginMissing),
-            (Some(digest), Some((user, origin)))
-                if *user == person && origin_digest(origin) == *digest =>
-            {
-                None
-            }
-            _ => Some(What::OriginAltered),
+        let record = &event.record;
+        let is_erased = || (record.person()).is_some_and(|id| self.erased.contains(&id));
+        if !is_sealed(self.keys, event) {
+            Some(What::RecordAltered)
+        } else if !is_its_origin(event) {
+            Some(What::OriginAltered)
+        } else if record.origin_digest.is_some() && event.origin.is_none() && !is_erased() {
+            Some(What::OriginMissing)
+        } else {
+            None
         }
     }
 
     /// The next record, if there is one.
-    async fn next(&mut self) -> Result<Option<&StoredEvent>> {
+    async fn next(&mut self) -> Result<Option<&StoredEvent>, Stop> {
         if self.ahead.is_empty() {
             // From the last one on: another one may stand in its place.
             let from = self.report.records.max(1);
             let mut conn = self.core.store.read(self.call).await?;
-            let mut page = log::events_from(&mut conn, from, PAGE + 1).await?;
+            let page = match log::events_from(&mut conn, from, PAGE + 1).await {
+                // A row cannot be read; those before it can.
+                Err(error) if error.reason() == Reason::Internal => {
+                    let one = 1 + i64::from(self.last.is_some());
+                    log::events_from(&mut conn, from, one).await
+                }
+                page => page,
+            };
             drop(conn);
+            let mut page = page.map_err(|error| {
+                let next = self.report.records + 1;
+                unreadable(error, Some(next))
+            })?;
             page.retain(|event| Some(event.record.id) != self.last);
             self.ask_who_is_erased(&page).await?;
             self.ahead = page.into();
@@ -425,8 +503,14 @@ impl Walk<'_> {
         let mut after = Uuid::nil();
         loop {
             let mut conn = self.core.store.read(self.call).await?;
-            let page = log::unchained_after(&mut conn, after, PAGE).await?;
+            let page = match log::unchained_after(&mut conn, after, PAGE).await {
+                Err(error) if error.reason() == Reason::Internal => {
+                    log::unchained_after(&mut conn, after, 1).await
+                }
+                page => page,
+            };
             drop(conn);
+            let page = page.map_err(|error| unreadable(error, None))?;
             let Some(last) = page.last() else {
                 return Ok(());
             };
@@ -439,6 +523,36 @@ impl Walk<'_> {
                 }
                 self.report.unchained += 1;
             }
+        }
+    }
+
+    /// Records at places that are in no chain.
+    async fn outside(&self) -> Result<(), Stop> {
+        let mut conn = self.core.store.read(self.call).await?;
+        match log::before_the_first(&mut conn).await? {
+            None => Ok(()),
+            id => Err(Stop::Found(Fault::of_record(
+                What::RecordMoved,
+                None,
+                None,
+                id,
+            ))),
+        }
+    }
+
+    /// Records without a MAC.
+    async fn unsealed(&mut self) -> Result<(), Stop> {
+        let mut after = Uuid::nil();
+        loop {
+            let mut conn = self.core.store.read(self.call).await?;
+            let page = log::unsealed_after(&mut conn, after, UNSEALED_PAGE).await?;
+            drop(conn);
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after = *last;
+            self.report.unsealed += page.len();
+            self.report.last_unsealed = id::time_of(after);
         }
     }
 

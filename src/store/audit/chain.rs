@@ -79,9 +79,11 @@ pub async fn try_lock(conn: &mut Conn) -> Result<bool> {
         .get_result(c))?)
 }
 
-/// Whether there are events without a place.
+/// Whether there are events without a place. What has no MAC gets none.
 pub async fn has_unchained(conn: &mut Conn) -> Result<bool> {
-    let unchained = audit_events::table.filter(audit_events::position.is_null());
+    let unchained = audit_events::table
+        .filter(audit_events::position.is_null())
+        .filter(audit_events::mac.is_not_null());
     Ok(on!(conn, |c| diesel::select(diesel::dsl::exists(
         unchained
     ))
@@ -92,6 +94,7 @@ pub async fn has_unchained(conn: &mut Conn) -> Result<bool> {
 pub async fn unchained(conn: &mut Conn, limit: i64) -> Result<Vec<Unchained>> {
     let rows: Vec<(Id, Option<Vec<u8>>)> = on!(conn, |c| audit_events::table
         .filter(audit_events::position.is_null())
+        .filter(audit_events::mac.is_not_null())
         .order(audit_events::id.asc())
         .limit(limit)
         .select((audit_events::id, audit_events::mac))
@@ -207,6 +210,7 @@ pub async fn unchained_after(
     let rows: Vec<(EventRow, Option<OriginRow>)> = on!(conn, |c| audit_events::table
         .left_join(audit_origins::table.on(audit_origins::event_id.eq(audit_events::id)))
         .filter(audit_events::position.is_null())
+        .filter(audit_events::mac.is_not_null())
         .filter(audit_events::id.gt(Id(id)))
         .order(audit_events::id.asc())
         .limit(limit)
@@ -215,12 +219,30 @@ pub async fn unchained_after(
     Ok(rows.into_iter().map(StoredEvent::from).collect())
 }
 
-/// How many events were recorded before there was a chain.
-pub async fn count_before(conn: &mut Conn) -> Result<i64> {
-    Ok(on!(conn, |c| audit_events::table
+/// Up to `limit` ids of events without a MAC, above this one.
+pub async fn unsealed_after(
+    conn: &mut Conn,
+    id: uuid::Uuid,
+    limit: i64,
+) -> Result<Vec<uuid::Uuid>> {
+    let ids: Vec<Id> = on!(conn, |c| audit_events::table
+        .filter(audit_events::mac.is_null())
+        .filter(audit_events::id.gt(Id(id)))
+        .order(audit_events::id.asc())
+        .limit(limit)
+        .select(audit_events::id)
+        .load(c))?;
+    Ok(ids.into_iter().map(|id| id.0).collect())
+}
+
+/// An event at a place that nobody gives, before the first.
+pub async fn before_the_first(conn: &mut Conn) -> Result<Option<uuid::Uuid>> {
+    let id: Option<Id> = on!(conn, |c| audit_events::table
         .filter(audit_events::position.le(0))
-        .count()
-        .get_result(c))?)
+        .select(audit_events::id)
+        .first(c))
+    .optional()?;
+    Ok(id.map(|id| id.0))
 }
 
 /// Those of these accounts whose personal data has been erased.

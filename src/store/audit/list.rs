@@ -41,14 +41,18 @@ pub async fn list(
     let below = [below, newest].into_iter().flatten().min();
     let below = Id(below.unwrap_or(Uuid::max()));
     let oldest = Id(filter.from.map_or(Uuid::nil(), id::first_at));
-    let end: Option<Id> = on!(conn, |c| audit_events::table
-        .filter(audit_events::id.lt(below))
-        .filter(audit_events::id.ge(oldest))
-        .order(audit_events::id.desc())
-        .offset(WINDOW - 1)
-        .select(audit_events::id)
-        .first(c))
-    .optional()?;
+    let end: Option<Id> = if filter.is_by_time_alone() {
+        None
+    } else {
+        on!(conn, |c| audit_events::table
+            .filter(audit_events::id.lt(below))
+            .filter(audit_events::id.ge(oldest))
+            .order(audit_events::id.desc())
+            .offset(WINDOW - 1)
+            .select(audit_events::id)
+            .first(c))
+        .optional()?
+    };
     let rows: Vec<(EventRow, Option<OriginRow>)> = on!(conn, |c| {
         let mut query = audit_events::table
             .left_join(audit_origins::table.on(audit_origins::event_id.eq(audit_events::id)))
