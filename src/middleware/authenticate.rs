@@ -58,6 +58,8 @@ impl Authenticate {
             workload.ok_or(Reason::CredentialsMissing)?
         };
         let caller = caller.map_err(rejected)?;
+        // Also of whoever is refused below.
+        tracing::Span::current().record("subject", tracing::field::display(&caller.subject));
         // Before the permission: with it the call would be refused all the same.
         let in_person = matches!(caller.credential, Credential::AccessToken { .. });
         if row.kinds == Kinds::AccessTokens && !in_person {
@@ -93,9 +95,6 @@ impl<B> Predicate<Request<B>> for Authenticate {
         let caller = self.caller(row, request.headers(), workload)?;
         // Nobody further in has a use for it.
         request.headers_mut().remove(AUTHORIZATION);
-        if let Some(caller) = &caller {
-            tracing::Span::current().record("subject", tracing::field::display(&caller.subject));
-        }
         if let Some(call) = request.extensions_mut().get_mut::<Call>() {
             call.caller = caller;
             call.workload = name;

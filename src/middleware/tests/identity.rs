@@ -231,6 +231,24 @@ async fn the_exact_rejection_is_in_the_log_only() {
     assert!(!format!("{:?}", ended.status).contains("expired"));
 }
 
+/// Whoever tries what they may not do is known by name.
+#[tokio::test]
+async fn who_is_refused_is_in_the_log() {
+    let (log, _guard) = Log::capture(tracing::Level::INFO);
+    let edge = Edge::new();
+    let bearer = format!("Bearer {}", edge.mint.token(&[]));
+    let ended = edge
+        .call(
+            "/countersign.v1.UserService/ListUsers",
+            &[("authorization", &bearer)],
+        )
+        .await;
+    ended.assert_failed(Code::PermissionDenied, Reason::PermissionDenied);
+    let line = log.access_line();
+    let subject = line["spans"][0]["subject"].as_str().unwrap();
+    assert!(subject.len() == 36, "{line}");
+}
+
 #[tokio::test]
 async fn an_id_of_another_form_is_replaced() {
     let edge = Edge::new();
