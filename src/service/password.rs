@@ -7,8 +7,8 @@ use super::{
 use crate::{
     crypto::Verdict,
     domain::{
-        Call, Email, Identifier, Password, UserId, UserStatus, Username, Violations, audit::Action,
-        blocklist, trust::TrustChange,
+        Call, DisplayName, Email, Identifier, Password, User, UserId, UserStatus, Username,
+        Violations, audit::Action, blocklist, trust::TrustChange,
     },
     error::{Error, Reason, Result},
     store::{roles, sessions, users},
@@ -21,6 +21,7 @@ pub(super) fn judge(
     field: &'static str,
     email: Option<&Email>,
     username: Option<&Username>,
+    display_name: &DisplayName,
 ) -> Result<()> {
     let mut violations = Violations::default();
     if password.length() < Password::FEWEST {
@@ -32,10 +33,16 @@ pub(super) fn judge(
     let mut names = Vec::new();
     names.extend(email.map(Email::as_str));
     names.extend(username.map(Username::as_str));
+    names.push(display_name.as_str());
     if let Err(reason) = blocklist::check(password, &names) {
         violations.add(field, reason);
     }
     Ok(violations.finish()?)
+}
+
+fn judge_for(user: &User, new: &Password, field: &'static str) -> Result<()> {
+    let (email, username) = (user.email.as_ref(), user.username.as_ref());
+    judge(new, field, email, username, &user.display_name)
 }
 
 /// Replaces the caller's own password. Its other sessions end; this one goes
@@ -58,7 +65,7 @@ pub async fn change(
     let Some((email, user)) = user.and_then(|user| Some((user.email.clone()?, user))) else {
         return Err(Reason::TokenInvalid.into());
     };
-    judge(new, "new_password", Some(&email), user.username.as_ref())?;
+    judge_for(&user, new, "new_password")?;
     // Both at once: a call that is shed is not counted as a guess.
     let (checking, hashing) = (core.lanes.ticket(call)?, core.lanes.ticket(call)?);
     let name = Identifier::Email(email);
@@ -163,7 +170,7 @@ pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> R
     if user.status == UserStatus::Deleted {
         return Err(Reason::UserNotFound.into());
     }
-    judge(new, "password", user.email.as_ref(), user.username.as_ref())?;
+    judge_for(&user, new, "password")?;
     let hash = core.lanes.ticket(call)?.hash(new, call).await?;
     let written = core
         .store

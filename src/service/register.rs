@@ -43,6 +43,7 @@ pub async fn register(
         "password",
         Some(&wish.email),
         wish.username.as_ref(),
+        &wish.display_name,
     )?;
     let claim = match once::earlier(core, call, request).await? {
         Ok(claim) => claim,

@@ -53,7 +53,8 @@ pub async fn create(
     if let Some(new) = &wish.password {
         authority::in_person(call)?;
         authority::require(call, Permission::UsersSetPassword)?;
-        password::judge(new, "password", Some(&wish.email), wish.username.as_ref())?;
+        let (email, username) = (Some(&wish.email), wish.username.as_ref());
+        password::judge(new, "password", email, username, &wish.display_name)?;
     }
     let claim = match once::earlier(core, call, request).await? {
         Ok(claim) => claim,

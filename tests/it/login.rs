@@ -257,6 +257,13 @@ on_both! {
             );
             assert_eq!(failure.fields, ["password"], "{bad:?}");
         }
+        // The display name is one's own, too.
+        let request = v1::RegisterRequest {
+            display_name: "Wolfgang Amadeus".into(),
+            ..registration(email, "wolfgang-amadeus-1756")
+        };
+        let failure = refused(register(&world.anonymous(), request).await, Code::InvalidArgument, "INVALID_REQUEST");
+        assert_eq!(failure.fields, ["password"]);
         // One's own address is judged for changes too.
         let failure = refused(
             calls::change_password(&ana.client, PASSWORD, &format!("{}!", ana.email)).await,
