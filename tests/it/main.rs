@@ -26,6 +26,7 @@ mod cancel;
 mod cli;
 mod clients;
 mod correlation;
+mod elsewhere;
 mod envoy;
 mod fleet;
 mod grpc_web;
