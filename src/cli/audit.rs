@@ -33,7 +33,7 @@ docs/audit.md says what else can be found and what cannot.
 Examples:
   countersign audit verify
   countersign audit verify --anchor csa_… --format json
-  countersign audit verify --after-batch 17             # what is behind something that is wrong in 17")]
+  countersign audit verify --after-batch 17             # what is behind a record that is wrong in 17")]
     Verify(Verify),
 }
 
@@ -90,15 +90,15 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<Checked> {
     let report = verify::verify(core, &call, &keys, anchor.as_ref(), after_batch, progress).await?;
     Ok(Checked {
         output: match format {
-            Format::Table => text(&report),
-            Format::Json => object(&report, &keys),
+            Format::Table => text(&report, after_batch),
+            Format::Json => object(&report, after_batch, &keys),
         },
         is_whole: report.fault.is_none(),
     })
 }
 
 /// A report for people.
-pub fn text(report: &Report) -> String {
+pub fn text(report: &Report, after_batch: i64) -> String {
     let Report {
         records,
         batches,
@@ -111,6 +111,9 @@ pub fn text(report: &Report) -> String {
     } = report;
     let mut lines = vec![match fault {
         Some(fault) => format!("NOT WHOLE: {fault}"),
+        None if after_batch > 0 => {
+            format!("nothing is wrong behind batch {after_batch}; what is before was not looked at")
+        }
         None => "the audit log is whole".to_owned(),
     }];
     lines.push(format!(
@@ -119,9 +122,11 @@ pub fn text(report: &Report) -> String {
     if *unchained > 0 {
         lines.push(format!("{unchained} more wait to be chained"));
     }
-    if let Some(last) = last_unsealed {
+    if *unsealed > 0 {
+        let last = last_unsealed.map(|last| format!(", the last of {last} by its id"));
         lines.push(format!(
-            "{unsealed} have no MAC, the last of {last}: an older version wrote them, or somebody else"
+            "{unsealed} have no MAC{}: an older version wrote them, or somebody else",
+            last.unwrap_or_default()
         ));
     }
     if let Some(newest) = newest {
@@ -131,7 +136,7 @@ pub fn text(report: &Report) -> String {
 }
 
 /// A report for programs.
-fn object(report: &Report, keys: &AuditKeys) -> String {
+fn object(report: &Report, after_batch: i64, keys: &AuditKeys) -> String {
     let fault = report.fault.as_ref().map(|fault| {
         json!({
             "what": fault.what.name(),
@@ -144,8 +149,9 @@ fn object(report: &Report, keys: &AuditKeys) -> String {
     let newest = report.newest.as_ref();
     let public_key = newest.and_then(|newest| keys.public_key(newest.key_id));
     let object = json!({
-        "whole": report.fault.is_none(),
+        "whole": report.fault.is_none() && after_batch == 0,
         "fault": fault,
+        "after_batch": after_batch,
         "records": report.records,
         "batches": report.batches,
         "unchained": report.unchained,

@@ -1,5 +1,5 @@
 //! The audit log as a whole. Each event is sealed when it is recorded
-//! ([`super::record`]); a task then gives committed events their places in one
+//! (`service::record`); a task then gives committed events their places in one
 //! chain and signs how far it goes, and [`verify`] finds what was done to it.
 //!
 //! Recording an event waits for nobody: the chain follows within a second. What

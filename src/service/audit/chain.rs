@@ -61,21 +61,20 @@ impl Chainer {
         let is_due = |last: Option<Instant>, every| last.is_none_or(|at| at.elapsed() >= every);
         while !shutdown.is_cancelled() {
             shutdown.run_until_cancelled(sleep(EVERY)).await;
-            let outcome = self.step().await;
-            metrics::gauge!("countersign_audit_chain_up").set(f64::from(outcome.is_ok()));
-            match outcome {
+            match self.step().await {
                 Ok(made) => {
                     unsaid = made.or(unsaid);
                     warned = None;
                 }
                 Err(error) if is_due(warned, WARN_EVERY) => {
+                    up(false);
                     tracing::error!(
                         cause = crate::error::chain(&error),
                         "the audit log is not chained; trying again"
                     );
                     warned = Some(Instant::now());
                 }
-                Err(_) => {}
+                Err(_) => up(false),
             }
             if (is_due(said, SAY_EVERY) || shutdown.is_cancelled())
                 && let Some(checkpoint) = unsaid.take()
@@ -99,6 +98,7 @@ impl Chainer {
             return Ok(None);
         };
         if core.store.breaker().is_open() {
+            up(false);
             return Ok(None);
         }
         let known = self.newest.as_ref();
@@ -108,8 +108,14 @@ impl Chainer {
             metrics::gauge!("countersign_audit_chain_records").set(newest.position as f64);
         }
         self.newest = newest;
+        up(true);
         Ok(self.newest.clone().filter(|_| made))
     }
+}
+
+/// Whether the last look at the chain went well.
+fn up(is_up: bool) {
+    metrics::gauge!("countersign_audit_chain_up").set(f64::from(is_up));
 }
 
 /// Gives committed events their places, batch by batch, and returns the newest
@@ -144,14 +150,23 @@ pub async fn chain(
     Ok((newest, made))
 }
 
-/// The newest checkpoint, which must be ours and not older than the one that is
-/// known.
+/// The newest checkpoint, which must be ours. The one that is known must be there
+/// still, however far the log has come since: somebody else may have chained
+/// what was rewritten.
 async fn goes_on(
     conn: &mut Conn,
     keys: &AuditKeys,
     known: Option<&Checkpoint>,
 ) -> Result<Option<Checkpoint>> {
     let newest = log::newest_checkpoint(conn).await?;
+    if let Some(Checkpoint { key_id, batch, .. }) = &newest
+        && keys.public_key(*key_id).is_none()
+    {
+        return Err(Error::internal(format!(
+            "checkpoint {batch} of the audit log is under the audit key {key_id}, which this node \
+             does not know (yet)"
+        )));
+    }
     if let Some(newest) = &newest
         && !keys.is_signed(newest)
     {
@@ -161,20 +176,21 @@ async fn goes_on(
             newest.batch
         )));
     }
-    let batch = newest.as_ref().map_or(0, |newest| newest.batch);
-    match known {
-        Some(known)
-            if batch < known.batch || (batch == known.batch && newest.as_ref() != Some(known)) =>
-        {
-            Err(Error::internal(format!(
-                "the audit log does not go on from its checkpoint {}: its end was cut off or \
-                 rewritten, or an older copy of the database was restored; this node chains it only \
-                 after a restart. Check it first: countersign audit verify --anchor {known}",
-                known.batch
-            )))
-        }
-        _ => Ok(newest),
+    let Some(known) = known.filter(|known| newest.as_ref() != Some(known)) else {
+        return Ok(newest);
+    };
+    let there = log::checkpoints_after(conn, known.batch - 1, 1)
+        .await?
+        .pop();
+    if there.as_ref() == Some(known) {
+        return Ok(newest);
     }
+    Err(Error::internal(format!(
+        "the audit log does not go on from its checkpoint {}: its end was cut off or rewritten, or \
+         an older copy of the database was restored; this node chains it only after a restart. \
+         Check it first: countersign audit verify --anchor {known}",
+        known.batch
+    )))
 }
 
 /// One batch and how many events are in it. None if there was none, or another

@@ -46,7 +46,7 @@ pub struct Report {
     pub unchained: i64,
     /// Records without a MAC, of an older version: nothing is known about them.
     pub unsealed: usize,
-    /// The time of the last of those.
+    /// The time of the last of those, by its id.
     pub last_unsealed: Option<Timestamp>,
     /// Whether the end of the chain was reached.
     pub complete: bool,
@@ -148,7 +148,10 @@ impl fmt::Display for Fault {
         place.extend(self.batch.map(|batch| format!("batch {batch}")));
         place.extend(self.position.map(|position| format!("position {position}")));
         place.extend(self.id.map(|id| format!("record {id}")));
-        write!(f, "{}: {}", place.join(", "), self.what.words())
+        if !place.is_empty() {
+            write!(f, "{}: ", place.join(", "))?;
+        }
+        f.write_str(self.what.words())
     }
 }
 
@@ -171,9 +174,9 @@ fn is_its_origin(event: &StoredEvent) -> bool {
 }
 
 /// A row that cannot be read was altered; other failures say nothing of it.
-fn unreadable(error: Error, position: Option<i64>) -> Stop {
+fn unreadable(error: Error, batch: Option<i64>, position: Option<i64>) -> Stop {
     if error.reason() == Reason::Internal {
-        Stop::Found(Fault::of_record(What::RecordAltered, None, position, None))
+        Stop::Found(Fault::of_record(What::RecordAltered, batch, position, None))
     } else {
         Stop::Failed(error)
     }
@@ -390,10 +393,7 @@ impl Walk<'_> {
 
     /// The record at this place.
     async fn at(&self, position: i64) -> Result<Option<Uuid>> {
-        let mut conn = self.core.store.read(self.call).await?;
-        let found = log::events_from(&mut conn, position, 1).await?.pop();
-        let found = found.filter(|event| event.position == Some(position));
-        Ok(found.map(|event| event.record.id))
+        log::id_at(&mut self.core.store.read(self.call).await?, position).await
     }
 
     /// One checkpoint, and the records up to it.
@@ -437,7 +437,8 @@ impl Walk<'_> {
             return fault(What::RecordMissing, None);
         }
         if found < expected {
-            let fault = Fault::of_record(What::RecordAdded, None, Some(found), id);
+            let batch = Some(checkpoint.batch);
+            let fault = Fault::of_record(What::RecordAdded, batch, Some(found), id);
             return Err(Stop::Found(fault));
         }
         let Some(event) = self.ahead.pop_front() else {
@@ -482,14 +483,20 @@ impl Walk<'_> {
                 // A row cannot be read; those before it can.
                 Err(error) if error.reason() == Reason::Internal => {
                     let one = 1 + i64::from(self.last.is_some());
-                    log::events_from(&mut conn, from, one).await
+                    match log::events_from(&mut conn, from, one).await {
+                        // Perhaps it is the one before this part.
+                        Err(error) if error.reason() == Reason::Internal => {
+                            log::events_from(&mut conn, self.report.records + 1, 1).await
+                        }
+                        page => page,
+                    }
                 }
                 page => page,
             };
             drop(conn);
             let mut page = page.map_err(|error| {
-                let next = self.report.records + 1;
-                unreadable(error, Some(next))
+                let (batch, next) = (self.report.batches + 1, self.report.records + 1);
+                unreadable(error, Some(batch), Some(next))
             })?;
             page.retain(|event| Some(event.record.id) != self.last);
             self.ask_who_is_erased(&page).await?;
@@ -510,7 +517,7 @@ impl Walk<'_> {
                 page => page,
             };
             drop(conn);
-            let page = page.map_err(|error| unreadable(error, None))?;
+            let page = page.map_err(|error| unreadable(error, None, None))?;
             let Some(last) = page.last() else {
                 return Ok(());
             };
@@ -529,7 +536,8 @@ impl Walk<'_> {
     /// Records at places that are in no chain.
     async fn outside(&self) -> Result<(), Stop> {
         let mut conn = self.core.store.read(self.call).await?;
-        match log::before_the_first(&mut conn).await? {
+        let found = log::before_the_first(&mut conn).await;
+        match found.map_err(|error| unreadable(error, None, None))? {
             None => Ok(()),
             id => Err(Stop::Found(Fault::of_record(
                 What::RecordMoved,
@@ -542,17 +550,21 @@ impl Walk<'_> {
 
     /// Records without a MAC.
     async fn unsealed(&mut self) -> Result<(), Stop> {
-        let mut after = Uuid::nil();
+        let mut from = Uuid::nil();
         loop {
             let mut conn = self.core.store.read(self.call).await?;
-            let page = log::unsealed_after(&mut conn, after, UNSEALED_PAGE).await?;
+            let page = log::unsealed_from(&mut conn, from, UNSEALED_PAGE).await;
             drop(conn);
+            let page = page.map_err(|error| unreadable(error, None, None))?;
             let Some(last) = page.last() else {
                 return Ok(());
             };
-            after = *last;
             self.report.unsealed += page.len();
-            self.report.last_unsealed = id::time_of(after);
+            self.report.last_unsealed = id::time_of(*last);
+            let Some(next) = last.as_u128().checked_add(1) else {
+                return Ok(());
+            };
+            from = Uuid::from_u128(next);
         }
     }
 

@@ -219,20 +219,26 @@ pub async fn unchained_after(
     Ok(rows.into_iter().map(StoredEvent::from).collect())
 }
 
-/// Up to `limit` ids of events without a MAC, above this one.
-pub async fn unsealed_after(
-    conn: &mut Conn,
-    id: uuid::Uuid,
-    limit: i64,
-) -> Result<Vec<uuid::Uuid>> {
+/// Up to `limit` ids of events without a MAC, from this one on.
+pub async fn unsealed_from(conn: &mut Conn, id: uuid::Uuid, limit: i64) -> Result<Vec<uuid::Uuid>> {
     let ids: Vec<Id> = on!(conn, |c| audit_events::table
         .filter(audit_events::mac.is_null())
-        .filter(audit_events::id.gt(Id(id)))
+        .filter(audit_events::id.ge(Id(id)))
         .order(audit_events::id.asc())
         .limit(limit)
         .select(audit_events::id)
         .load(c))?;
     Ok(ids.into_iter().map(|id| id.0).collect())
+}
+
+/// The event at this place.
+pub async fn id_at(conn: &mut Conn, position: i64) -> Result<Option<uuid::Uuid>> {
+    let id: Option<Id> = on!(conn, |c| audit_events::table
+        .filter(audit_events::position.eq(position))
+        .select(audit_events::id)
+        .first(c))
+    .optional()?;
+    Ok(id.map(|id| id.0))
 }
 
 /// An event at a place that nobody gives, before the first.
