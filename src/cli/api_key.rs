@@ -105,7 +105,7 @@ fn overlap(text: &str) -> Result<Overlap, Invalid> {
 pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
     let call = Call::internal("cli");
     if !matches!(command, Command::List(_)) {
-        keyring::load(core, &call).await?;
+        keyring::create_missing(core, &call).await?;
     }
     match command {
         Command::Create(create) => create.run(core, &call).await,

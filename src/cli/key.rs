@@ -225,7 +225,7 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
         command,
         Command::List(_) | Command::Rewrap(Rewrap { check: true })
     ) {
-        keyring::load(core, &call).await?;
+        keyring::create_missing(core, &call).await?;
     }
     match command {
         Command::List(List { format }) => Ok(show(&keys::list(core, &call).await?, format)),

@@ -171,15 +171,13 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
     let call = Call::internal("cli");
     // As `serve` does: the first admin may be made before the first start.
     core.store.migrate_up().await?;
-    if !matches!(command, Command::List(_)) {
-        keyring::load(core, &call).await?;
-    }
     match command {
         Command::Create(create) => create.run(core, &call).await,
         Command::List(list) => list.run(core, &call).await,
         Command::SetPassword(SetPassword { account, password }) => {
             let user_id = account.find(core, &call).await?;
             let password = spawn_blocking(move || password.read()).await??;
+            keyring::load(core, &call).await?;
             password::set(core, &call, user_id, &password).await?;
             Ok(format!(
                 "set the password of {user_id}; its sessions are ended\n"
@@ -187,11 +185,13 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
         }
         Command::Unlock(Unlock { account }) => {
             let user_id = account.find(core, &call).await?;
+            keyring::load(core, &call).await?;
             users::unlock(core, &call, user_id).await?;
             Ok(format!("{user_id} may log in again\n"))
         }
         Command::Grant(Grant { account, role }) => {
             let user_id = account.find(core, &call).await?;
+            keyring::create_missing(core, &call).await?;
             users::grant(core, &call, user_id, &role).await?;
             Ok(format!("{user_id} has the role {role}\n"))
         }

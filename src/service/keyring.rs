@@ -248,8 +248,9 @@ pub async fn load(core: &Core, call: &Call) -> Result<()> {
     core.keyring.reload(core, call).await.map(drop)
 }
 
-/// Makes what keys there are none of yet.
-pub(super) async fn create_missing(core: &Core, call: &Call) -> Result<()> {
+/// Makes what keys there are none of yet. Enough for commands that record what
+/// they did and need no other key: one whose row was altered is not in their way.
+pub async fn create_missing(core: &Core, call: &Call) -> Result<()> {
     let algorithm = core.policy.tokens.algorithm();
     let algorithm = algorithm.ok_or_else(|| Error::internal("tokens.algorithm is not known"))?;
     let complete = {

@@ -38,7 +38,7 @@ pub(super) async fn insert(core: &Core, tx: &mut Conn, event: &AuditEvent) -> Re
     if let Ok(keys) = core.keyring.keys() {
         return insert_under(&keys.audit, core, tx, event).await;
     }
-    // Keys are changed by commands that have loaded none.
+    // Commands load none: one that was altered must not be in their way.
     let secrets = keys::secret_keys(tx).await?;
     let keys = AuditKeys::open(&secrets, core.keyring.sealer())?;
     insert_under(&keys, core, tx, event).await

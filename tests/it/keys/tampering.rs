@@ -1,6 +1,7 @@
 //! What somebody who can write rows, and has no master key, can do to keys.
 
 use countersign::{
+    cli::key,
     domain::{Call, signing_key::Purpose},
     service::{
         Core,
@@ -165,16 +166,17 @@ on_both! {
         let (core, call) = (world.command_line().await, Call::internal("test"));
         let made = keys::stage(&core, &call, None, Repeatable::once()).await.unwrap();
         let Made::Now(next) = made else { panic!("made before") };
-        let wish = |retire_previous| Activation {
+        let wish = Activation {
             kid: next.kid.clone(),
             force: true,
-            retire_previous,
+            retire_previous: false,
         };
-        let refusal = keys::activate(&core, &call, &wish(false)).await.unwrap_err();
+        let refusal = keys::activate(&core, &call, &wish).await.unwrap_err();
         let chain = countersign::error::chain(&refusal);
         assert!(chain.contains(&format!("the signing key {active} does not open")), "{chain}");
-        // The way out.
-        keys::activate(&core, &call, &wish(true)).await.unwrap();
+        // The way out, by a process that has loaded no keys and could not.
+        let by_hand = key::Activate { kid: next.kid.clone(), force: true, retire_previous: true };
+        key::run(key::Command::Activate(by_hand), &world.command_line().await).await.unwrap();
         let signs = async || signer(&login(&admin.client, &ana).await.access_token) == next.kid;
         eventually("the next key signs", signs).await;
         assert!(!published(&admin.client).await.contains(&active));
