@@ -32,6 +32,7 @@ use tower::{BoxError, Service};
 use crate::{domain::Entropy, middleware::peer::Connection};
 
 mod admission;
+mod budget;
 mod certificate;
 mod client;
 mod config;

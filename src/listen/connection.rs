@@ -29,12 +29,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service, ServiceExt as _};
 
-use super::Config;
+use super::{
+    Config,
+    budget::{self, Budget},
+};
 use crate::middleware::{held::Held, peer};
 
 /// The client's preface and the head of the SETTINGS frame that must follow it
 /// (RFC 9113, section 3.4). No request of HTTP/1.1 that means anything is shorter.
-const PREFACE_BYTES: usize = 24 + 9;
+const PREFACE_BYTES: usize = budget::PREFACE.len() + budget::HEAD;
 
 const KIB: u32 = 1024;
 
@@ -69,11 +72,12 @@ enum Phase {
 }
 
 pin_project! {
-    /// Counts what is read.
+    /// Counts what is read, and ends when its budget is spent.
     struct Counted<I> {
         #[pin]
         io: I,
         activity: Arc<Activity>,
+        budget: Budget,
     }
 }
 
@@ -123,6 +127,7 @@ impl Rules {
         let io = Counted {
             io,
             activity: Arc::clone(&activity),
+            budget: Budget::new(),
         };
         let calls = Arc::clone(&activity);
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -201,18 +206,27 @@ impl Drop for Running {
     }
 }
 
-impl<I: AsyncRead> AsyncRead for Counted<I> {
+impl<I: AsyncRead + AsyncWrite> AsyncRead for Counted<I> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.project();
+        let mut this = self.project();
         let before = buffer.filled().len();
-        ready!(this.io.poll_read(cx, buffer))?;
-        let read = buffer.filled().len() - before;
-        this.activity.bytes.fetch_add(read, Relaxed);
-        Poll::Ready(Ok(()))
+        ready!(this.io.as_mut().poll_read(cx, buffer))?;
+        let read = buffer.filled().get(before..).unwrap_or_default();
+        this.activity.bytes.fetch_add(read.len(), Relaxed);
+        let Err(spent) = this.budget.read(read) else {
+            return Poll::Ready(Ok(()));
+        };
+        metrics::counter!("countersign_connections_calmed_total").increment(1);
+        // As well as it can be said: who does not read will not hear it.
+        if this.budget.is_between_frames() {
+            let _ = this.io.as_mut().poll_write(cx, &spent.farewell());
+            let _ = this.io.poll_flush(cx);
+        }
+        Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()))
     }
 }
 
@@ -222,7 +236,11 @@ impl<I: AsyncWrite> AsyncWrite for Counted<I> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.project().io.poll_write(cx, bytes)
+        let this = self.project();
+        let written = ready!(this.io.poll_write(cx, bytes))?;
+        this.budget
+            .written(bytes.get(..written).unwrap_or_default());
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -238,7 +256,16 @@ impl<I: AsyncWrite> AsyncWrite for Counted<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.project().io.poll_write_vectored(cx, slices)
+        let this = self.project();
+        let written = ready!(this.io.poll_write_vectored(cx, slices))?;
+        let mut rest = written;
+        for slice in slices {
+            let of_slice = rest.min(slice.len());
+            this.budget
+                .written(slice.get(..of_slice).unwrap_or_default());
+            rest -= of_slice;
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

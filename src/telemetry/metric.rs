@@ -79,6 +79,12 @@ pub const METRICS: &[Metric] = &[
         "Connections that are open on the gRPC port",
     ),
     metric(
+        "countersign_connections_calmed_total",
+        Kind::Counter,
+        &[],
+        "Connections cut off for too many frames that are no calls",
+    ),
+    metric(
         "countersign_connections_refused_total",
         Kind::Counter,
         &["cause"],
