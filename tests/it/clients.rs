@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Something that `scripts/tools` has installed.
-fn tool(variable: &str) -> PathBuf {
+pub fn tool(variable: &str) -> PathBuf {
     let path: PathBuf = env::var_os(variable)
         .unwrap_or_else(|| panic!("{variable} is not set: run the tests by scripts/test"))
         .into();
@@ -39,7 +39,7 @@ fn tool(variable: &str) -> PathBuf {
 }
 
 /// Runs a program to its end without holding up a node in this process.
-async fn run(mut command: Command) -> Output {
+pub async fn run(mut command: Command) -> Output {
     let output = spawn_blocking(move || command.output()).await;
     output.unwrap().expect("the program starts")
 }

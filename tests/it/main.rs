@@ -31,6 +31,7 @@ mod envoy;
 mod fleet;
 mod grpc_web;
 mod harness;
+mod http2;
 mod idempotency;
 mod inputs;
 mod janitor;

@@ -36,7 +36,7 @@ const SLOW_HASH: [(&str, &str); 2] = [
     ("COUNTERSIGN_HASHING__ITERATIONS", "10"),
 ];
 
-async fn register(client: &Client, email: &str) {
+pub async fn register(client: &Client, email: &str) {
     let request = v1::RegisterRequest {
         email: email.into(),
         password: world::PASSWORD.into(),
@@ -446,7 +446,7 @@ mod on_sqlite_alone_as_it_is_about_its_file {
 }
 
 /// A certificate of its own, in two files.
-fn certify(folder: &Path, name: &str) -> rustls::pki_types::CertificateDer<'static> {
+pub fn certify(folder: &Path, name: &str) -> rustls::pki_types::CertificateDer<'static> {
     let made =
         rcgen::generate_simple_self_signed([name.to_owned(), "localhost".to_owned()]).unwrap();
     fs::write(folder.join("chain.pem"), made.cert.pem()).unwrap();

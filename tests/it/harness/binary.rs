@@ -172,6 +172,11 @@ impl Program {
 }
 
 impl Server {
+    /// Its number among the processes.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).expect("a log")
