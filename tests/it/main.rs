@@ -48,6 +48,7 @@ mod process;
 mod races;
 mod reach;
 mod refresh;
+mod renewal;
 mod roles;
 mod rooms;
 mod sessions;

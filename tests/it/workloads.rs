@@ -25,9 +25,9 @@ use crate::{
 const ORDERS: &str = "spiffe://example.org/orders";
 
 /// Who certifies.
-type Issuer = CertifiedIssuer<'static, KeyPair>;
+pub type Issuer = CertifiedIssuer<'static, KeyPair>;
 
-fn issuer() -> Issuer {
+pub fn issuer() -> Issuer {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
@@ -37,7 +37,7 @@ fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().unwrap())
 }
 
-fn dns(text: &str) -> SanType {
+pub fn dns(text: &str) -> SanType {
     SanType::DnsName(text.try_into().unwrap())
 }
 
@@ -49,7 +49,7 @@ struct Fleet {
 }
 
 /// A certificate with its key.
-type Identity = (rcgen::Certificate, KeyPair);
+pub type Identity = (rcgen::Certificate, KeyPair);
 
 impl Fleet {
     fn new() -> Self {
@@ -123,7 +123,7 @@ impl Fleet {
     }
 }
 
-fn sign(issuer: &Issuer, names: Vec<SanType>, (from, to): (i32, i32)) -> Identity {
+pub fn sign(issuer: &Issuer, names: Vec<SanType>, (from, to): (i32, i32)) -> Identity {
     let mut params = CertificateParams::default();
     params.subject_alt_names = names;
     params.not_before = date_time_ymd(from, 1, 1);
