@@ -13,7 +13,7 @@ use crate::{
     domain::{Call, audit::Checkpoint},
     service::{
         Core,
-        audit::verify::{self, Report},
+        audit::{report::Report, verify},
     },
     store::MigrationState,
 };

@@ -7,6 +7,7 @@
 
 pub mod chain;
 pub mod read;
+pub mod report;
 pub mod verify;
 
 pub use chain::Chainer;

@@ -11,10 +11,7 @@ use countersign::{
     },
     service::{
         Core,
-        audit::{
-            chain::chain,
-            verify::{Report, verify},
-        },
+        audit::{chain::chain, report::Report, verify::verify},
     },
     store::audit,
 };

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::verify::{self, Report};
+use super::{report::Report, verify};
 use crate::{
     crypto::AuditKeys,
     domain::{

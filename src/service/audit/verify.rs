@@ -6,14 +6,13 @@
 //! committed together, so records without one are looked for before checkpoints
 //! are.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    fmt,
-};
+mod outside;
 
-use jiff::Timestamp;
+use std::collections::{HashSet, VecDeque};
+
 use uuid::Uuid;
 
+use super::report::{Fault, Report, What};
 use crate::{
     crypto::{
         AuditKeys,
@@ -22,7 +21,6 @@ use crate::{
     domain::{
         Call,
         audit::{Checkpoint, StoredEvent},
-        id,
     },
     error::{Error, Reason, Result},
     service::Core,
@@ -31,129 +29,6 @@ use crate::{
 
 /// Records, or checkpoints, of one query.
 const PAGE: i64 = 500;
-
-/// Ids of one query.
-const UNSEALED_PAGE: i64 = 10_000;
-
-/// What the log was found to be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// The last position that is in order, and so how many records are.
-    pub records: i64,
-    /// The last batch that is in order.
-    pub batches: i64,
-    /// Records that are as they were written and wait for their place.
-    pub unchained: i64,
-    /// Records without a MAC, of an older version: nothing is known about them.
-    pub unsealed: usize,
-    /// The time of the last of those, by its id.
-    pub last_unsealed: Option<Timestamp>,
-    /// Whether the end of the chain was reached.
-    pub complete: bool,
-    /// The last checkpoint that is in order.
-    pub newest: Option<Checkpoint>,
-    /// The first thing that is wrong.
-    pub fault: Option<Fault>,
-}
-
-/// Something that is wrong, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// What is wrong.
-    pub what: What,
-    /// With which checkpoint, or at which one the record was looked for.
-    pub batch: Option<i64>,
-    /// With the record at this place.
-    pub position: Option<i64>,
-    /// With this record.
-    pub id: Option<Uuid>,
-}
-
-macro_rules! faults {
-    ($($(#[$doc:meta])+ $variant:ident = $name:literal, $words:literal;)+) => {
-        /// What is wrong.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum What {
-            $($(#[$doc])+ $variant,)+
-        }
-
-        impl What {
-            /// Its name, for programs.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)+
-                }
-            }
-
-            /// For people, after the place.
-            pub const fn words(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $words,)+
-                }
-            }
-        }
-    };
-}
-
-faults! {
-    /// A column of a record.
-    RecordAltered = "record_altered", "the record is not as it was written";
-    /// Nothing is at this place.
-    RecordMissing = "record_missing", "the record is missing";
-    /// Another record is at this place.
-    RecordMoved = "record_moved", "this is not the record that was chained here: records were removed, added or reordered";
-    /// Two records are at one place.
-    RecordAdded = "record_added", "there are two records at this place";
-    /// The digest of the address and user agent.
-    OriginAltered = "origin_altered", "the address or user agent is not as it was written";
-    /// They were not erased with the person.
-    OriginMissing = "origin_missing", "the address and user agent are missing, and the person has not been erased";
-    /// It names an older key than the one before it.
-    CheckpointKeyOlder = "checkpoint_key_older", "the checkpoint is signed by an older key than the one before it";
-    /// A column of a checkpoint.
-    CheckpointAltered = "checkpoint_altered", "the checkpoint is not as it was signed";
-    /// There is none of this number.
-    CheckpointMissing = "checkpoint_missing", "the checkpoint is missing";
-    /// By none of the log's keys.
-    AnchorForged = "anchor_forged", "the anchor is not signed by a key of this log";
-    /// The log ends before the anchor.
-    AnchorMissing = "anchor_missing", "the log ends before the anchor: its end was cut off, or an older copy was restored";
-    /// The log has another checkpoint there.
-    AnchorDiffers = "anchor_differs", "the log is not the one that the anchor is of";
-}
-
-impl Fault {
-    fn of_batch(what: What, batch: i64) -> Self {
-        Self {
-            what,
-            batch: Some(batch),
-            position: None,
-            id: None,
-        }
-    }
-
-    fn of_record(what: What, batch: Option<i64>, position: Option<i64>, id: Option<Uuid>) -> Self {
-        Self {
-            what,
-            batch,
-            position,
-            id,
-        }
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut place = Vec::new();
-        place.extend(self.batch.map(|batch| format!("batch {batch}")));
-        place.extend(self.position.map(|position| format!("position {position}")));
-        place.extend(self.id.map(|id| format!("record {id}")));
-        if !place.is_empty() {
-            write!(f, "{}: ", place.join(", "))?;
-        }
-        f.write_str(self.what.words())
-    }
-}
 
 /// Whether a record, and what there is of its origin, is as it was written.
 pub fn is_authentic(keys: &AuditKeys, event: &StoredEvent) -> bool {
@@ -176,7 +51,7 @@ fn is_its_origin(event: &StoredEvent) -> bool {
 /// A row that cannot be read was altered; other failures say nothing of it.
 fn unreadable(error: Error, batch: Option<i64>, position: Option<i64>) -> Stop {
     if error.reason() == Reason::Internal {
-        Stop::Found(Fault::of_record(What::RecordAltered, batch, position, None))
+        Fault::of_record(What::RecordAltered, batch, position, None).into()
     } else {
         Stop::Failed(error)
     }
@@ -191,6 +66,12 @@ enum Stop {
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Self::Failed(error)
+    }
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Found(fault)
     }
 }
 
@@ -279,9 +160,7 @@ impl Walk<'_> {
     async fn all(&mut self, after: i64, progress: impl FnMut(i64) + Send) -> Result<(), Stop> {
         self.begin(after).await?;
         self.chain(progress).await?;
-        self.outside().await?;
-        self.unchained().await?;
-        self.unsealed().await
+        self.outside().await
     }
 
     async fn part(&mut self, after: i64, limit: i64) -> Result<(), Stop> {
@@ -295,8 +174,7 @@ impl Walk<'_> {
         if let Some(anchor) = self.anchor
             && !self.keys.is_signed(anchor)
         {
-            let fault = Fault::of_batch(What::AnchorForged, anchor.batch);
-            return Err(Stop::Found(fault));
+            return Err(Fault::of_batch(What::AnchorForged, anchor.batch).into());
         }
         if after == 0 {
             return Ok(());
@@ -306,8 +184,7 @@ impl Walk<'_> {
             && anchor.batch < after
             && self.signed(anchor.batch).await? != *anchor
         {
-            let fault = Fault::of_batch(What::AnchorDiffers, anchor.batch);
-            return Err(Stop::Found(fault));
+            return Err(Fault::of_batch(What::AnchorDiffers, anchor.batch).into());
         }
         self.is_the_anchor(&start)?;
         self.root = start.root;
@@ -323,7 +200,7 @@ impl Walk<'_> {
     async fn signed(&self, batch: i64) -> Result<Checkpoint, Stop> {
         let found = self.checkpoints(batch - 1, 1).await?.pop();
         let found = found.filter(|checkpoint| checkpoint.batch == batch);
-        let fault = |what| Stop::Found(Fault::of_batch(what, batch));
+        let fault = |what| Stop::from(Fault::of_batch(what, batch));
         let checkpoint = found.ok_or_else(|| fault(What::CheckpointMissing))?;
         if self.keys.is_signed(&checkpoint) {
             Ok(checkpoint)
@@ -336,8 +213,7 @@ impl Walk<'_> {
     fn is_the_anchor(&self, checkpoint: &Checkpoint) -> Result<(), Stop> {
         match self.anchor {
             Some(anchor) if anchor.batch == checkpoint.batch && anchor != checkpoint => {
-                let fault = Fault::of_batch(What::AnchorDiffers, anchor.batch);
-                Err(Stop::Found(fault))
+                Err(Fault::of_batch(What::AnchorDiffers, anchor.batch).into())
             }
             _ => Ok(()),
         }
@@ -353,8 +229,7 @@ impl Walk<'_> {
         }
         match log::checkpoints_after(&mut conn, after, 1).await {
             Err(error) if error.reason() == Reason::Internal => {
-                let fault = Fault::of_batch(What::CheckpointAltered, after + 1);
-                Err(Stop::Found(fault))
+                Err(Fault::of_batch(What::CheckpointAltered, after + 1).into())
             }
             one => Ok(one?),
         }
@@ -367,8 +242,7 @@ impl Walk<'_> {
             let page = self.checkpoints(self.report.batches, PAGE).await?;
             if page.is_empty() && is_beyond {
                 let missing = self.report.batches + 1;
-                let fault = Fault::of_batch(What::CheckpointMissing, missing);
-                return Err(Stop::Found(fault));
+                return Err(Fault::of_batch(What::CheckpointMissing, missing).into());
             }
             if page.is_empty() {
                 break;
@@ -384,8 +258,7 @@ impl Walk<'_> {
         if let Some(anchor) = self.anchor
             && anchor.batch > self.report.batches
         {
-            let fault = Fault::of_batch(What::AnchorMissing, anchor.batch);
-            return Err(Stop::Found(fault));
+            return Err(Fault::of_batch(What::AnchorMissing, anchor.batch).into());
         }
         self.report.complete = true;
         Ok(())
@@ -399,7 +272,7 @@ impl Walk<'_> {
     /// One checkpoint, and the records up to it.
     async fn batch(&mut self, checkpoint: Checkpoint) -> Result<(), Stop> {
         let expected = self.report.batches + 1;
-        let found = |what| Err(Stop::Found(Fault::of_batch(what, expected)));
+        let found = |what| Err(Fault::of_batch(what, expected).into());
         if checkpoint.batch != expected {
             return found(What::CheckpointMissing);
         }
@@ -430,16 +303,14 @@ impl Walk<'_> {
         let id = next.map(|event| event.record.id);
         let found = next.and_then(|event| event.position).unwrap_or(i64::MAX);
         let fault = |what, id| {
-            let fault = Fault::of_record(what, Some(checkpoint.batch), Some(expected), id);
-            Err(Stop::Found(fault))
+            Err(Fault::of_record(what, Some(checkpoint.batch), Some(expected), id).into())
         };
         if found > expected {
             return fault(What::RecordMissing, None);
         }
         if found < expected {
             let batch = Some(checkpoint.batch);
-            let fault = Fault::of_record(What::RecordAdded, batch, Some(found), id);
-            return Err(Stop::Found(fault));
+            return Err(Fault::of_record(What::RecordAdded, batch, Some(found), id).into());
         }
         let Some(event) = self.ahead.pop_front() else {
             return fault(What::RecordMissing, None);
@@ -503,69 +374,6 @@ impl Walk<'_> {
             self.ahead = page.into();
         }
         Ok(self.ahead.front())
-    }
-
-    /// Records that have no place yet.
-    async fn unchained(&mut self) -> Result<(), Stop> {
-        let mut after = Uuid::nil();
-        loop {
-            let mut conn = self.core.store.read(self.call).await?;
-            let page = match log::unchained_after(&mut conn, after, PAGE).await {
-                Err(error) if error.reason() == Reason::Internal => {
-                    log::unchained_after(&mut conn, after, 1).await
-                }
-                page => page,
-            };
-            drop(conn);
-            let page = page.map_err(|error| unreadable(error, None, None))?;
-            let Some(last) = page.last() else {
-                return Ok(());
-            };
-            after = last.record.id;
-            self.ask_who_is_erased(&page).await?;
-            for event in page {
-                if let Some(what) = self.wrong_with(&event) {
-                    let fault = Fault::of_record(what, None, None, Some(event.record.id));
-                    return Err(Stop::Found(fault));
-                }
-                self.report.unchained += 1;
-            }
-        }
-    }
-
-    /// Records at places that are in no chain.
-    async fn outside(&self) -> Result<(), Stop> {
-        let mut conn = self.core.store.read(self.call).await?;
-        let found = log::before_the_first(&mut conn).await;
-        match found.map_err(|error| unreadable(error, None, None))? {
-            None => Ok(()),
-            id => Err(Stop::Found(Fault::of_record(
-                What::RecordMoved,
-                None,
-                None,
-                id,
-            ))),
-        }
-    }
-
-    /// Records without a MAC.
-    async fn unsealed(&mut self) -> Result<(), Stop> {
-        let mut from = Uuid::nil();
-        loop {
-            let mut conn = self.core.store.read(self.call).await?;
-            let page = log::unsealed_from(&mut conn, from, UNSEALED_PAGE).await;
-            drop(conn);
-            let page = page.map_err(|error| unreadable(error, None, None))?;
-            let Some(last) = page.last() else {
-                return Ok(());
-            };
-            self.report.unsealed += page.len();
-            self.report.last_unsealed = id::time_of(*last);
-            let Some(next) = last.as_u128().checked_add(1) else {
-                return Ok(());
-            };
-            from = Uuid::from_u128(next);
-        }
     }
 
     async fn ask_who_is_erased(&mut self, page: &[StoredEvent]) -> Result<()> {
