@@ -85,6 +85,7 @@ pub async fn core(
         trust,
         skew: Skew::new(config.tokens.max_clock_skew_seconds),
         throttle: Throttle::new(config.login_throttle.limits(), longest_line),
+        sampler: config.audit.sampler(),
         policy: Policy {
             issuer: config.issuer.clone(),
             audiences: config.audiences.clone(),

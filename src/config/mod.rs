@@ -72,6 +72,8 @@ pub struct Config {
     pub sessions: service::session::Config,
     /// API keys.
     pub api_keys: service::api_keys::Config,
+    /// The audit log.
+    pub audit: service::audit::Config,
     /// Limits on callers.
     pub limits: middleware::Config,
     /// Logs and traces.
@@ -206,6 +208,7 @@ impl Default for Config {
             tokens: service::token::Config::default(),
             sessions: service::session::Config::default(),
             api_keys: service::api_keys::Config::default(),
+            audit: service::audit::Config::default(),
             limits: middleware::Config::default(),
             telemetry: telemetry::Config::default(),
             sidecar: sidecar::Config::default(),

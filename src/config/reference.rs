@@ -85,6 +85,7 @@ fn unit(key: &str) -> &'static str {
         ("_days", "days"),
         ("_ms", "ms"),
         ("_kib", "KiB"),
+        ("failures_per_minute", "failures"),
         ("_per_minute", "calls per minute"),
         ("connections", "connections"),
         ("_per_address", "connections"),

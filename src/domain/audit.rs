@@ -50,6 +50,9 @@ pub struct AuditEvent {
     pub address: Option<IpAddr>,
     /// What the call said it was; stored apart.
     pub user_agent: String,
+    /// How many events it stands for: 1, but where not all are recorded one by
+    /// one.
+    pub represents: i64,
 }
 
 /// How an event ended.
@@ -115,7 +118,7 @@ impl FromStr for Action {
 macro_rules! actions {
     ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
         /// What happened.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Action {
             $($(#[$doc])+ $variant,)+
         }

@@ -154,11 +154,10 @@ async fn refuse(
 ) -> Result<LoggedIn> {
     let mut event = record::event(core, call, Action::Login).failed();
     event.subject = subject;
-    core.store
-        .write(&call.without_deadline(), async |tx| {
-            attempt.failed(core, tx).await?;
-            record::insert(core, tx, &event).await
-        })
-        .await?;
+    record::failure(core, &call.without_deadline(), event, async |tx| {
+        attempt.failed(core, tx).await?;
+        Ok(true)
+    })
+    .await?;
     Err(Reason::LoginFailed.into())
 }

@@ -20,7 +20,7 @@
 //! | `once` | idempotency of what creates |
 //! | `authority` | who may act upon whom |
 //! | `record` | audit events from calls |
-//! | `audit` | chaining them, and checking the chain |
+//! | `audit` | bounding, chaining, reading and checking them |
 //! | `janitor` | deleting expired rows |
 //! | `work` | the runtime that all of this runs on |
 
@@ -93,6 +93,8 @@ pub struct Core {
     pub skew: Skew,
     /// Whose passwords are being checked.
     pub throttle: Throttle,
+    /// Which events are recorded one by one.
+    pub sampler: audit::Sampler,
     /// The rules' settings.
     pub policy: Policy,
 }

@@ -81,12 +81,11 @@ pub async fn change(
         let event = record::event(core, call, Action::PasswordChanged)
             .failed()
             .about(user_id);
-        core.store
-            .write(&call.without_deadline(), async |tx| {
-                attempt.failed(core, tx).await?;
-                record::insert(core, tx, &event).await
-            })
-            .await?;
+        record::failure(core, &call.without_deadline(), event, async |tx| {
+            attempt.failed(core, tx).await?;
+            Ok(true)
+        })
+        .await?;
         return Err(Reason::CurrentPasswordIncorrect.into());
     }
     let hash = hashing.hash(new, call).await?;

@@ -30,6 +30,7 @@ pub(super) fn event(core: &Core, call: &Call, action: Action) -> AuditEvent {
         correlation_id: call.correlation_id.to_string(),
         address: call.peer.address,
         user_agent: call.user_agent.clone(),
+        represents: 1,
     }
 }
 
@@ -44,7 +45,34 @@ pub(super) async fn insert(core: &Core, tx: &mut Conn, event: &AuditEvent) -> Re
     insert_under(&keys, core, tx, event).await
 }
 
-/// The same, under the keys that there will be.
+/// Records a failure that anybody can cause at will, with what `work` writes; a
+/// flood of them is counted only. `work` says whether there is anything to record.
+pub(super) async fn failure(
+    core: &Core,
+    call: &Call,
+    event: AuditEvent,
+    work: impl AsyncFnOnce(&mut Conn) -> Result<bool>,
+) -> Result<()> {
+    let is_recorded = core.sampler.records(event.action, core.clock.monotonic());
+    let written = core
+        .store
+        .write(call, async |tx| {
+            let happened = work(tx).await?;
+            if happened && is_recorded {
+                insert(core, tx, &event).await?;
+            }
+            Ok(happened)
+        })
+        .await?;
+    if written.value && !is_recorded {
+        let action = event.action.as_str();
+        metrics::counter!("countersign_audit_left_out_total", "action" => action).increment(1);
+        core.sampler.leave_out(event);
+    }
+    Ok(())
+}
+
+/// The same as [`insert`], under the keys that there will be.
 pub(super) async fn insert_under(
     keys: &AuditKeys,
     core: &Core,

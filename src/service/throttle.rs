@@ -343,15 +343,10 @@ async fn refused(
 ) -> Result<()> {
     let mut event = record::event(core, call, Action::LoginThrottled).failed();
     event.subject = subject;
-    core.store
-        .write(call, async |tx| {
-            if login_throttle::replace(tx, key, seen, next).await? && !seen.recorded {
-                record::insert(core, tx, &event).await?;
-            }
-            Ok(())
-        })
-        .await?;
-    Ok(())
+    record::failure(core, call, event, async |tx| {
+        Ok(login_throttle::replace(tx, key, seen, next).await? && !seen.recorded)
+    })
+    .await
 }
 
 impl Attempt<'_> {

@@ -43,6 +43,7 @@ struct EventRow {
     mac: Option<Vec<u8>>,
     position: Option<i64>,
     link: Option<Vec<u8>>,
+    represents: i64,
 }
 
 #[derive(Queryable, Selectable)]
@@ -74,6 +75,7 @@ impl From<SealedEvent> for EventRow {
             mac: Some(seal.mac),
             position: None,
             link: None,
+            represents: record.represents,
         }
     }
 }
@@ -96,6 +98,7 @@ impl From<(EventRow, Option<OriginRow>)> for StoredEvent {
                 kid: row.kid,
                 correlation_id: row.correlation_id,
                 origin_digest: row.origin_digest,
+                represents: row.represents,
             },
             seal: match (row.key_id, row.mac) {
                 (Some(key_id), Some(mac)) => Some(Seal { key_id, mac }),

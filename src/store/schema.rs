@@ -144,6 +144,7 @@ tables! {
         mac -> Nullable<Binary>,
         position -> Nullable<BigInt>,
         link -> Nullable<Binary>,
+        represents -> BigInt,
     }
 
     audit_checkpoints (batch) {

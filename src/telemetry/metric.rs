@@ -49,6 +49,12 @@ pub const METRICS: &[Metric] = &[
         "1 if this node's last look at the chain of the audit log went well, else 0",
     ),
     metric(
+        "countersign_audit_left_out_total",
+        Kind::Counter,
+        &["action"],
+        "Failures beyond audit.failures_per_minute: in the audit log one record a second stands for them",
+    ),
+    metric(
         "countersign_breaker_opened_total",
         Kind::Counter,
         &["dependency"],

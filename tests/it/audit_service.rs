@@ -20,7 +20,7 @@ use crate::{
 
 const WRONG: &str = "not the password at all";
 
-async fn auditor(world: &World) -> Person {
+pub async fn auditor(world: &World) -> Person {
     world
         .person_who_may(&["countersign.audit.read", "countersign.audit.verify"])
         .await
@@ -43,7 +43,11 @@ async fn page(
 
 /// All events of a filter, those of one moment in the order of their names, and
 /// how many pages they took.
-async fn list(auditor: &Person, filter: &v1::AuditFilter, size: i32) -> (Vec<v1::AuditEvent>, u32) {
+pub async fn list(
+    auditor: &Person,
+    filter: &v1::AuditFilter,
+    size: i32,
+) -> (Vec<v1::AuditEvent>, u32) {
     let (mut events, mut token, mut pages) = (Vec::new(), String::new(), 0);
     loop {
         let page = page(auditor, filter.clone(), size, &token).await;
@@ -75,7 +79,7 @@ fn about(person: &Person) -> v1::AuditFilter {
 }
 
 /// Has all events chained, and returns the last position.
-async fn chained(world: &World) -> i64 {
+pub async fn chained(world: &World) -> i64 {
     let core = world.node.running.core();
     let keys = core.keyring.keys().unwrap();
     let waiting = "SELECT count(*) FROM audit_events WHERE position IS NULL";

@@ -20,6 +20,7 @@
 mod api_keys;
 mod audit;
 mod audit_chain;
+mod audit_flood;
 mod audit_service;
 mod canary;
 mod cancel;

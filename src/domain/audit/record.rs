@@ -36,6 +36,8 @@ pub struct Record {
     pub correlation_id: String,
     /// Digest of the origin; none if there never was one.
     pub origin_digest: Option<Vec<u8>>,
+    /// How many events it stands for.
+    pub represents: i64,
 }
 
 /// Where the call came from, kept apart. The digest in the record binds it; with
@@ -102,6 +104,7 @@ impl Record {
             kid: event.kid.clone(),
             correlation_id: event.correlation_id.clone(),
             origin_digest: None,
+            represents: event.represents,
         }
     }
 

@@ -90,5 +90,6 @@ pub(in crate::grpc) fn audit_event(shown: Shown) -> v1::AuditEvent {
         user_agent,
         position: position.unwrap_or_default().max(0),
         authentic: shown.is_authentic,
+        represents: record.represents,
     }
 }

@@ -1,6 +1,7 @@
 //! The task that chains. One node at a time does, under a lock; events come in
 //! the order in which they are found committed, so that one whose transaction
-//! takes long is in a later batch and none is passed over.
+//! takes long is in a later batch and none is passed over. It also records what
+//! this node has only counted (`super::sample`).
 
 use std::{
     sync::Arc,
@@ -12,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     crypto::{AuditKeys, audit::Link},
-    domain::{Call, audit::Checkpoint},
+    domain::{Call, audit::Checkpoint, id},
     error::{Error, Result},
-    service::Core,
+    service::{Core, record},
     store::{Conn, audit::chain as log},
 };
 
@@ -101,6 +102,7 @@ impl Chainer {
             up(false);
             return Ok(None);
         }
+        record_left_out(core, &self.call).await?;
         let known = self.newest.as_ref();
         let (newest, made) = chain(core, &self.call, &keys.audit, known).await?;
         if let Some(newest) = &newest {
@@ -116,6 +118,32 @@ impl Chainer {
 /// Whether the last look at the chain went well.
 fn up(is_up: bool) {
     metrics::gauge!("countersign_audit_chain_up").set(f64::from(is_up));
+}
+
+/// Records what was only counted since the last look. What cannot be recorded now
+/// is counted on, under another id: its COMMIT may have come through although no
+/// answer came, and what is counted twice is better than what is lost.
+async fn record_left_out(core: &Core, call: &Call) -> Result<()> {
+    let mut left_out = core.sampler.take_left_out();
+    if left_out.is_empty() {
+        return Ok(());
+    }
+    for event in &mut left_out {
+        event.id = id::uuid_v7(event.at, &*core.entropy);
+    }
+    let written = core.store.write(call, async |tx| {
+        for event in &left_out {
+            record::insert(core, tx, event).await?;
+        }
+        Ok(())
+    });
+    let written = written.await;
+    if written.is_err() {
+        for event in left_out {
+            core.sampler.leave_out(event);
+        }
+    }
+    written.map(drop)
 }
 
 /// Gives committed events their places, batch by batch, and returns the newest

@@ -40,6 +40,7 @@ fn event(db: &Database, actor: Option<UserId>, subject: Option<UserId>) -> Seale
         correlation_id: "c-1".to_owned(),
         address: None,
         user_agent: String::new(),
+        represents: 1,
     };
     SealedEvent {
         record: Record::of(&event),

@@ -381,7 +381,8 @@ pub async fn login(
 }
 
 /// Settings of a node in a test: no ports of its own, hashing that costs
-/// nothing, no limits per peer, no waits after wrong passwords.
+/// nothing, no limits per peer, no waits after wrong passwords, each of which is
+/// recorded.
 pub fn settings(database: &Database) -> Config {
     let mut config = Config {
         profile: Profile::Testing,
@@ -400,6 +401,7 @@ pub fn settings(database: &Database) -> Config {
     config.hashing.lanes = 2;
     config.hashing.queue = 256;
     config.limits.rate_limits_enabled = false;
+    config.audit.failures_per_minute = u32::MAX;
     config.login_throttle.failures_before_delay = u32::MAX;
     config.login_throttle.failures_before_reset = u32::MAX;
     // The clock of a test is not the database's.

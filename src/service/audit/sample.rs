@@ -1,0 +1,157 @@
+//! What is not recorded one by one, so that nobody fills the log at will.
+//!
+//! *Failures that anybody can cause*: of each kind a node records the first of a
+//! minute whole. The rest is counted, and about once a second one of them is
+//! recorded with the number that it stands for (`service::audit::chain`). So a
+//! flood costs a bounded number of rows, and none of it is lost silently. What
+//! succeeds, and what has an effect, is never counted only.
+
+use std::{
+    collections::HashMap,
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use crate::domain::{AuditEvent, audit::Action};
+
+/// How long a budget of failures is for.
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// What this node has recorded of late, and what it has only counted.
+#[derive(Debug)]
+pub struct Sampler {
+    failures_per_minute: u32,
+    failures: Mutex<HashMap<Action, Failures>>,
+}
+
+/// Failures of one kind.
+#[derive(Debug)]
+struct Failures {
+    /// When this minute began.
+    begun: Duration,
+    /// How many there were since.
+    seen: u32,
+    /// One of those that were not recorded; it stands for all of them.
+    left_out: Option<AuditEvent>,
+}
+
+impl Sampler {
+    /// Records so many failures of each kind in a minute.
+    pub fn new(failures_per_minute: u32) -> Self {
+        Self {
+            failures_per_minute,
+            failures: Mutex::default(),
+        }
+    }
+
+    /// Whether a failure of this kind is recorded by itself.
+    pub fn records(&self, action: Action, now: Duration) -> bool {
+        let mut all = locked(&self.failures);
+        let failures = all.entry(action).or_insert(Failures {
+            begun: now,
+            seen: 0,
+            left_out: None,
+        });
+        if now.saturating_sub(failures.begun) >= MINUTE {
+            failures.begun = now;
+            failures.seen = 0;
+        }
+        failures.seen = failures.seen.saturating_add(1);
+        failures.seen <= self.failures_per_minute
+    }
+
+    /// Counts failures that are not recorded by themselves.
+    pub fn leave_out(&self, event: AuditEvent) {
+        let mut all = locked(&self.failures);
+        let Some(failures) = all.get_mut(&event.action) else {
+            return;
+        };
+        match &mut failures.left_out {
+            Some(first) => first.represents += event.represents,
+            none => *none = Some(event),
+        }
+    }
+
+    /// What was counted since the last time: of each kind one event, that stands
+    /// for all. Whoever cannot record them leaves them out again.
+    pub fn take_left_out(&self) -> Vec<AuditEvent> {
+        let mut all = locked(&self.failures);
+        let left_out = all.values_mut().map(|failures| &mut failures.left_out);
+        left_out.filter_map(mem::take).collect()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::audit::Outcome;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn failed(action: Action, n: u128) -> AuditEvent {
+        AuditEvent {
+            id: Uuid::from_u128(n),
+            at: Timestamp::UNIX_EPOCH,
+            action,
+            outcome: Outcome::Failure,
+            actor: None,
+            workload: None,
+            subject: None,
+            session_id: None,
+            role_id: None,
+            api_key_id: None,
+            kid: None,
+            correlation_id: String::new(),
+            address: None,
+            user_agent: String::new(),
+            represents: 1,
+        }
+    }
+
+    #[test]
+    fn of_failures_beyond_the_budget_one_stands_for_all() {
+        let sampler = Sampler::new(3);
+        let happen = |action, n, now| {
+            let is_recorded = sampler.records(action, now);
+            if !is_recorded {
+                sampler.leave_out(failed(action, n));
+            }
+            is_recorded
+        };
+        let recorded = |from: u128, now| {
+            (from..from + 10)
+                .filter(|n| happen(Action::Login, *n, now))
+                .count()
+        };
+        assert_eq!(recorded(0, SECOND), 3);
+        // Another kind has a budget of its own.
+        assert!(happen(Action::PasswordChanged, 20, SECOND));
+        let left = sampler.take_left_out();
+        assert_eq!(left.len(), 1);
+        assert_eq!((left[0].id, left[0].represents), (Uuid::from_u128(3), 7));
+        assert!(sampler.take_left_out().is_empty());
+        // What could not be recorded is counted with what has come since.
+        assert_eq!(
+            recorded(
+                30,
+                (SECOND + MINUTE).saturating_sub(Duration::from_micros(1))
+            ),
+            0
+        );
+        for event in left {
+            sampler.leave_out(event);
+        }
+        assert_eq!(sampler.take_left_out()[0].represents, 17);
+        // A minute later it begins anew.
+        assert_eq!(recorded(40, SECOND + MINUTE), 3);
+        assert_eq!(sampler.take_left_out()[0].represents, 7);
+    }
+}
