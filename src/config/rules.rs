@@ -181,6 +181,7 @@ fn check_sections(config: &Config, role: Role, problems: &mut Vec<String>) {
         ("tokens", config.tokens.validate()),
         ("sessions", config.sessions.validate()),
         ("api_keys", config.api_keys.validate()),
+        ("audit", config.audit.validate()),
         ("limits", config.limits.validate()),
         ("telemetry", config.telemetry.validate()),
     ];

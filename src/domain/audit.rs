@@ -142,6 +142,10 @@ actions! {
     UserRegistered = "user.registered",
     /// An account was created by another.
     UserCreated = "user.created",
+    /// Another's account was read.
+    UserRead = "user.read",
+    /// Accounts were listed, or several read at once.
+    UsersListed = "user.listed",
     /// An account was changed.
     UserUpdated = "user.updated",
     /// An account was disabled.
@@ -156,6 +160,8 @@ actions! {
     Login = "session.login",
     /// A password was not looked at, as too many before it were wrong. Once for each wait.
     LoginThrottled = "session.login_throttled",
+    /// Another's sessions were listed.
+    SessionsListed = "session.listed",
     /// A session was ended by its owner.
     Logout = "session.logout",
     /// A session was ended, by its owner or another.
@@ -184,6 +190,8 @@ actions! {
     RoleDeleted = "role.deleted",
     /// An API key was created.
     ApiKeyCreated = "api_key.created",
+    /// Another's API keys were listed.
+    ApiKeysListed = "api_key.listed",
     /// An API key got a new secret.
     ApiKeyRotated = "api_key.rotated",
     /// An API key was revoked.
@@ -202,4 +210,6 @@ actions! {
     KeyActivated = "key.activated",
     /// A signing key was taken away: its tokens are refused.
     KeyRemoved = "key.removed",
+    /// The audit log was listed, or somebody began to follow it.
+    AuditRead = "audit.read",
 }

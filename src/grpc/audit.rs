@@ -144,12 +144,7 @@ impl AuditService for AuditApi {
                 Some(..0) => Err(Error::invalid("after_position", "must not be negative")),
                 position => Ok(position),
             },
-            |core, call, position| async move {
-                match position {
-                    Some(position) => Ok(position),
-                    None => read::newest(&core, &call).await,
-                }
-            },
+            |core, call, position| async move { read::follow(&core, &call, position).await },
         );
         let reader = Reader {
             service: self.clone(),

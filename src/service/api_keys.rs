@@ -184,6 +184,10 @@ pub async fn list(
     };
     let mut conn = core.store.read(call).await?;
     let rows = api_keys::list(&mut conn, owner, core.now(), after, page.size).await?;
+    drop(conn);
+    if !authority::is_own(call, owner) {
+        record::reading(core, call, Action::ApiKeysListed, Some(owner)).await?;
+    }
     page.listing(core, call, rows, |(at, id)| moment::write(at, id.0))
 }
 

@@ -12,6 +12,8 @@ pub mod report;
 pub mod sample;
 pub mod verify;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 pub use chain::Chainer;
@@ -23,19 +25,37 @@ pub use sample::Sampler;
 pub struct Config {
     /// Failures of each kind that a node records one by one within a minute.
     pub failures_per_minute: u32,
+    /// The same read of another's data is recorded once in so long; 0 means that
+    /// none is.
+    pub reads_recorded_every_seconds: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             failures_per_minute: 100,
+            reads_recorded_every_seconds: 60,
         }
     }
 }
 
 impl Config {
+    /// What is wrong with the settings, and how to mend it.
+    pub fn validate(&self) -> Result<(), Vec<String>> {
+        let mut problems = Vec::new();
+        if self.reads_recorded_every_seconds > 86_400 {
+            problems.push("audit.reads_recorded_every_seconds must be at most 86400".to_owned());
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
+    }
+
     /// What decides which events are recorded one by one.
     pub fn sampler(&self) -> Sampler {
-        Sampler::new(self.failures_per_minute)
+        let reads_every = Duration::from_secs(self.reads_recorded_every_seconds.into());
+        Sampler::new(self.failures_per_minute, reads_every)
     }
 }

@@ -8,7 +8,7 @@ use crate::{
         id,
     },
     error::Result,
-    service::Core,
+    service::{Core, audit::sample::Read, authority},
     store::{Conn, audit, keys},
 };
 
@@ -69,6 +69,36 @@ pub(super) async fn failure(
         metrics::counter!("countersign_audit_left_out_total", "action" => action).increment(1);
         core.sampler.leave_out(event);
     }
+    Ok(())
+}
+
+/// Records that the caller reads what is another's. Call it before the answer: what
+/// cannot be recorded is not shown. The process itself reads for nobody.
+pub(super) async fn reading(
+    core: &Core,
+    call: &Call,
+    action: Action,
+    subject: Option<UserId>,
+) -> Result<()> {
+    let Some(caller) = authority::caller_id(call) else {
+        return Ok(());
+    };
+    let api_key = call.api_key_id();
+    let read = Read {
+        caller,
+        api_key,
+        action,
+        subject,
+    };
+    let now = core.clock.monotonic();
+    if !core.sampler.is_new(&read, now) {
+        return Ok(());
+    }
+    let mut event = event(core, call, action);
+    event.subject = subject;
+    let write = async |tx: &mut Conn| insert(core, tx, &event).await;
+    core.store.write(call, write).await?;
+    core.sampler.recorded(read, now);
     Ok(())
 }
 

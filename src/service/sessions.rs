@@ -26,6 +26,10 @@ pub async fn list(
     };
     let mut conn = core.store.read(call).await?;
     let rows = sessions::list(&mut conn, user_id, core.now(), after, page.size).await?;
+    drop(conn);
+    if !authority::is_own(call, user_id) {
+        record::reading(core, call, Action::SessionsListed, Some(user_id)).await?;
+    }
     page.listing(core, call, rows, |(at, id)| moment::write(at, id.0))
 }
 

@@ -1,6 +1,6 @@
 //! Managing accounts.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, slice};
 
 use super::{
     Core, authority,
@@ -100,10 +100,20 @@ pub async fn create(
 /// Returns one account; one's own, or another's with permission.
 pub async fn get(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
     authority::own_or(call, user_id, Permission::UsersRead)?;
-    let mut conn = core.store.read(call).await?;
-    users::get(&mut conn, user_id)
-        .await?
-        .ok_or_else(|| Reason::UserNotFound.into())
+    let user = users::get(&mut core.store.read(call).await?, user_id).await?;
+    let user = user.ok_or(Reason::UserNotFound)?;
+    shown(core, call, slice::from_ref(&user)).await?;
+    Ok(user)
+}
+
+/// Records that these accounts are about to be shown.
+async fn shown(core: &Core, call: &Call, users: &[User]) -> Result<()> {
+    match users {
+        [] => Ok(()),
+        [own] if authority::is_own(call, own.id) => Ok(()),
+        [other] => record::reading(core, call, Action::UserRead, Some(other.id)).await,
+        _ => record::reading(core, call, Action::UsersListed, None).await,
+    }
 }
 
 /// Returns the account that the caller has logged in to, if it has.
@@ -120,8 +130,8 @@ pub async fn get_batch(
     call: &Call,
     ids: &[UserId],
 ) -> Result<(Vec<User>, Vec<UserId>)> {
-    let mut conn = core.store.read(call).await?;
-    let found = users::get_many(&mut conn, ids).await?;
+    let found = users::get_many(&mut core.store.read(call).await?, ids).await?;
+    shown(core, call, &found).await?;
     let by_id: std::collections::HashMap<_, _> = found.into_iter().map(|u| (u.id, u)).collect();
     let missing = ids
         .iter()
@@ -145,8 +155,8 @@ pub async fn list(
         Some(bytes) => Some(moment::read(bytes).map(|(at, id)| (at, UserId(id)))?),
         None => None,
     };
-    let mut conn = core.store.read(call).await?;
-    let rows = users::list(&mut conn, filter, after, page.size).await?;
+    let rows = users::list(&mut core.store.read(call).await?, filter, after, page.size).await?;
+    shown(core, call, &rows.items).await?;
     page.listing(core, call, rows, |(at, id)| moment::write(at, id.0))
 }
 

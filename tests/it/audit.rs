@@ -192,6 +192,71 @@ on_both! {
         records!(world, ana, auth.logout(v1::LogoutRequest::default()) => [own("session.logout", &session)]);
     }
 
+    async fn reads_of_others_data_are_recorded(world: World) {
+        let admin = world.admin().await;
+        let ana = world.person().await;
+        let (by, about, within) = (admin.user_id.as_str(), ana.user_id.as_str(), admin.tokens.session_id.as_str());
+        let did = |action: &str| event(action, "success", by, about, within);
+        let of_all = |action: &str| event(action, "success", by, "", within);
+        let get = |user_id: &str| v1::GetUserRequest { user_id: user_id.into() };
+        let several = |ids: &[&str]| v1::BatchGetUsersRequest { user_ids: ids.iter().map(ToString::to_string).collect() };
+        let sessions = |user_id: &str| v1::ListSessionsRequest { user_id: user_id.into(), ..Default::default() };
+        let api_keys = |user_id: &str| v1::ListApiKeysRequest { user_id: user_id.into(), ..Default::default() };
+        let listed = |subject_id: &str| v1::ListEventsRequest {
+            filter: Some(v1::AuditFilter { subject_id: subject_id.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        records!(world, admin, users.get_user(get(about)) => [did("user.read")]);
+        records!(world, admin, users.list_users(v1::ListUsersRequest::default()) => [of_all("user.listed")]);
+        records!(world, admin, sessions.list_sessions(sessions(about)) => [did("session.listed")]);
+        records!(world, admin, api_keys.list_api_keys(api_keys(about)) => [did("api_key.listed")]);
+        records!(world, admin, audit.list_events(listed(about)) => [did("audit.read")]);
+        records!(world, admin, audit.list_events(listed("")) => [of_all("audit.read")]);
+        // One who polls is recorded once a minute, however the same is asked for.
+        records!(world, admin, users.get_user(get(about)) => []);
+        records!(world, admin, users.batch_get_users(several(&[about])) => []);
+        records!(world, admin, users.batch_get_users(several(&[about, by])) => []);
+        records!(world, admin, audit.watch_events(v1::WatchEventsRequest::default()) => []);
+        world.clock.advance(std::time::Duration::from_secs(60));
+        records!(world, admin, users.batch_get_users(several(&[about])) => [did("user.read")]);
+        records!(world, admin, users.batch_get_users(several(&[about, by])) => [of_all("user.listed")]);
+        records!(world, admin, audit.watch_events(v1::WatchEventsRequest::default()) => [of_all("audit.read")]);
+        let other = world.admin().await;
+        let theirs = event("user.read", "success", &other.user_id, about, &other.tokens.session_id);
+        records!(world, other, users.get_user(get(about)) => [theirs]);
+
+        // What is one's own, or not shown.
+        let nobody = uuid::Uuid::from_u128(7).to_string();
+        records!(world, admin, users.get_user(get(&nobody)) => []);
+        records!(world, admin, users.batch_get_users(several(&[by])) => []);
+        for own in ["", about] {
+            records!(world, ana, users.get_user(get(own)) => []);
+            records!(world, ana, sessions.list_sessions(sessions(own)) => []);
+            records!(world, ana, api_keys.list_api_keys(api_keys(own)) => []);
+        }
+        records!(world, ana, users.get_user(get(by)) => []);
+        records!(world, ana, sessions.list_sessions(sessions(by)) => []);
+        let world = world.restarted(|config| config.audit.reads_recorded_every_seconds = 0).await;
+        let admin = Person { client: world.anonymous().with_token(&admin.tokens.access_token), ..admin.clone() };
+        records!(world, admin, users.get_user(get(about)) => []);
+    }
+
+    async fn a_read_that_cannot_be_recorded_is_not_answered(world: World) {
+        let admin = world.admin().await;
+        let (ana, ben) = (world.person().await, world.person().await);
+        calls::get_user(&admin.client, &ana.user_id).await.unwrap();
+        world.execute("ALTER TABLE audit_events RENAME TO gone").await;
+        let refused = calls::get_user(&admin.client, &ben.user_id).await.unwrap_err();
+        assert!([Code::Unavailable, Code::Internal].contains(&refused.code()), "{refused:?}");
+        // What was not recorded is not taken for it.
+        calls::get_user(&admin.client, &ben.user_id).await.unwrap_err();
+        // What needs no record goes on.
+        calls::get_user(&admin.client, &ana.user_id).await.unwrap();
+        calls::get_user(&ben.client, &ben.user_id).await.unwrap();
+        world.execute("ALTER TABLE gone RENAME TO audit_events").await;
+        calls::get_user(&admin.client, &ben.user_id).await.unwrap();
+    }
+
     async fn what_was_refused_is_not_recorded_as_done(world: World) {
         let clerk = world.person_who_may(&["countersign.users.write", "countersign.users.set_password"]).await;
         let admin = world.admin().await;

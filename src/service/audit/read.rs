@@ -7,12 +7,13 @@ use crate::{
     crypto::AuditKeys,
     domain::{
         Call,
-        audit::{Checkpoint, EventFilter, StoredEvent},
+        audit::{Action, Checkpoint, EventFilter, StoredEvent},
     },
     error::{Reason, Result},
     service::{
         Core,
         page::{Listing, PageRequest},
+        record,
     },
     store::{
         Conn,
@@ -62,6 +63,8 @@ pub async fn list(
     let below = page.cursor(core, call)?.map(Uuid::from_bytes);
     let mut conn = core.store.read(call).await?;
     let events = list::list(&mut conn, filter, below, page.size).await?;
+    drop(conn);
+    record::reading(core, call, Action::AuditRead, filter.subject).await?;
     let listing = page.listing(core, call, events, |id| id.as_bytes().to_vec())?;
     Ok(Listing {
         items: listing.items.into_iter().map(shown(&keys.audit)).collect(),
@@ -87,9 +90,15 @@ pub async fn after(core: &Core, call: &Call, position: i64) -> Result<Vec<Shown>
     Ok(events.into_iter().map(shown(&keys.audit)).collect())
 }
 
-/// The last position that there is.
-pub async fn newest(core: &Core, call: &Call) -> Result<i64> {
-    last(&mut core.store.read(call).await?).await
+/// Where somebody begins who wants to follow the log: after this position, else at
+/// its end.
+pub async fn follow(core: &Core, call: &Call, position: Option<i64>) -> Result<i64> {
+    let position = match position {
+        Some(position) => position,
+        None => last(&mut core.store.read(call).await?).await?,
+    };
+    record::reading(core, call, Action::AuditRead, None).await?;
+    Ok(position)
 }
 
 async fn last(conn: &mut Conn) -> Result<i64> {

@@ -5,6 +5,9 @@
 //! recorded with the number that it stands for (`service::audit::chain`). So a
 //! flood costs a bounded number of rows, and none of it is lost silently. What
 //! succeeds, and what has an effect, is never counted only.
+//!
+//! *Reads*: the same caller who reads the same again and again, as a page that
+//! polls does, is recorded once in a while.
 
 use std::{
     collections::HashMap,
@@ -13,16 +16,23 @@ use std::{
     time::Duration,
 };
 
-use crate::domain::{AuditEvent, audit::Action};
+use uuid::Uuid;
+
+use crate::domain::{ApiKeyId, AuditEvent, UserId, audit::Action};
 
 /// How long a budget of failures is for.
 const MINUTE: Duration = Duration::from_mins(1);
+
+/// Reads that are remembered. Who makes more has them recorded again.
+const MOST_READS: usize = 10_000;
 
 /// What this node has recorded of late, and what it has only counted.
 #[derive(Debug)]
 pub struct Sampler {
     failures_per_minute: u32,
+    reads_every: Duration,
     failures: Mutex<HashMap<Action, Failures>>,
+    reads: Mutex<HashMap<Read, Duration>>,
 }
 
 /// Failures of one kind.
@@ -36,12 +46,28 @@ struct Failures {
     left_out: Option<AuditEvent>,
 }
 
+/// Who reads what.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Read {
+    /// The account or the workload.
+    pub caller: Uuid,
+    /// Its API key, if it came by one.
+    pub api_key: Option<ApiKeyId>,
+    /// What it reads.
+    pub action: Action,
+    /// Whose.
+    pub subject: Option<UserId>,
+}
+
 impl Sampler {
-    /// Records so many failures of each kind in a minute.
-    pub fn new(failures_per_minute: u32) -> Self {
+    /// Records so many failures of each kind in a minute, and the same read once
+    /// in so long.
+    pub fn new(failures_per_minute: u32, reads_every: Duration) -> Self {
         Self {
             failures_per_minute,
+            reads_every,
             failures: Mutex::default(),
+            reads: Mutex::default(),
         }
     }
 
@@ -80,6 +106,28 @@ impl Sampler {
         let left_out = all.values_mut().map(|failures| &mut failures.left_out);
         left_out.filter_map(mem::take).collect()
     }
+
+    /// Whether reads are recorded, and this one was not of late.
+    pub fn is_new(&self, read: &Read, now: Duration) -> bool {
+        let last = locked(&self.reads).get(read).copied();
+        !self.reads_every.is_zero() && last.is_none_or(|last| self.is_over(last, now))
+    }
+
+    /// Remembers that a read was recorded.
+    pub fn recorded(&self, read: Read, now: Duration) {
+        let mut reads = locked(&self.reads);
+        if reads.len() >= MOST_READS {
+            reads.retain(|_, last| !self.is_over(*last, now));
+        }
+        if reads.len() >= MOST_READS {
+            reads.clear();
+        }
+        reads.insert(read, now);
+    }
+
+    fn is_over(&self, last: Duration, now: Duration) -> bool {
+        now.saturating_sub(last) >= self.reads_every
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,7 +137,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use uuid::Uuid;
 
     use super::*;
     use crate::domain::audit::Outcome;
@@ -118,7 +165,7 @@ mod tests {
 
     #[test]
     fn of_failures_beyond_the_budget_one_stands_for_all() {
-        let sampler = Sampler::new(3);
+        let sampler = Sampler::new(3, MINUTE);
         let happen = |action, n, now| {
             let is_recorded = sampler.records(action, now);
             if !is_recorded {
@@ -153,5 +200,35 @@ mod tests {
         // A minute later it begins anew.
         assert_eq!(recorded(40, SECOND + MINUTE), 3);
         assert_eq!(sampler.take_left_out()[0].represents, 7);
+    }
+
+    #[test]
+    fn the_same_read_is_new_once_in_a_while_and_memory_is_bounded() {
+        let sampler = Sampler::new(1, MINUTE);
+        let read = |caller, subject| Read {
+            caller: Uuid::from_u128(caller),
+            api_key: None,
+            action: Action::UserRead,
+            subject: Some(UserId(Uuid::from_u128(subject))),
+        };
+        assert!(sampler.is_new(&read(1, 1), SECOND));
+        // Not before it was recorded.
+        assert!(sampler.is_new(&read(1, 1), SECOND));
+        sampler.recorded(read(1, 1), SECOND);
+        assert!(!sampler.is_new(&read(1, 1), SECOND * 60));
+        assert!(sampler.is_new(&read(1, 1), SECOND * 61));
+        let by_key = Read {
+            api_key: Some(ApiKeyId(Uuid::nil())),
+            ..read(1, 1)
+        };
+        for other in [read(1, 2), read(2, 1), by_key] {
+            assert!(sampler.is_new(&other, SECOND), "{other:?}");
+        }
+        for subject in 0..3 * MOST_READS as u128 {
+            sampler.recorded(read(3, subject), SECOND);
+            assert!(locked(&sampler.reads).len() <= MOST_READS);
+        }
+        let off = Sampler::new(1, Duration::ZERO);
+        assert!(!off.is_new(&read(1, 1), SECOND));
     }
 }
