@@ -95,6 +95,7 @@ pub async fn core(
             tokens: config.tokens.clone(),
             sessions: config.sessions.clone(),
             api_keys: config.api_keys.clone(),
+            audit: config.audit.clone(),
         },
     })
 }

@@ -105,6 +105,7 @@ pub fn text(report: &Report, after_batch: i64) -> String {
         unchained,
         unsealed,
         last_unsealed,
+        expired,
         newest,
         fault,
         ..
@@ -119,6 +120,12 @@ pub fn text(report: &Report, after_batch: i64) -> String {
     lines.push(format!(
         "{records} records in {batches} batches are in order"
     ));
+    if let Some(expired) = expired {
+        lines.push(format!(
+            "the first {} of them, in {} batches, went by age by {}: their checkpoints are left",
+            expired.position, expired.batch, expired.created_at
+        ));
+    }
     if *unchained > 0 {
         lines.push(format!("{unchained} more wait to be chained"));
     }
@@ -154,6 +161,8 @@ fn object(report: &Report, after_batch: i64, keys: &AuditKeys) -> String {
         "after_batch": after_batch,
         "records": report.records,
         "batches": report.batches,
+        "expired_records": report.expired.as_ref().map_or(0, |expired| expired.position),
+        "expired_batches": report.expired.as_ref().map_or(0, |expired| expired.batch),
         "unchained": report.unchained,
         "unsealed": report.unsealed,
         "last_unsealed": report.last_unsealed.map(|at| at.to_string()),

@@ -37,6 +37,7 @@ const ORIGIN: &[u8] = b"countersign audit origin v1\0";
 const LINK: &[u8] = b"countersign audit link v1\0";
 const SEED: &[u8] = b"countersign audit signing seed v1\0";
 const CHECKPOINT: &[u8] = b"countersign audit checkpoint v1\0";
+const MARK: &[u8] = b"countersign audit retention v1\0";
 
 /// What binds a record to all before it.
 pub type Link = [u8; 32];
@@ -98,9 +99,19 @@ impl AuditKeys {
 
     /// Signs a checkpoint by the key that it names.
     pub fn sign(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
+        self.sign_as(CHECKPOINT, checkpoint)
+    }
+
+    /// Signs a checkpoint as the last whose records went by age. No other can be
+    /// passed for that.
+    pub fn sign_mark(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
+        self.sign_as(MARK, checkpoint)
+    }
+
+    fn sign_as(&self, label: &[u8], checkpoint: Checkpoint) -> Result<Checkpoint> {
         let key = self.ring.get(checkpoint.key_id);
         let key = key.ok_or_else(|| Error::internal("there is no such audit key"))?;
-        let signature = pair(key)?.sign(&signed(&checkpoint));
+        let signature = pair(key)?.sign(&signed(label, &checkpoint));
         let signature = signature.as_ref().try_into().map_err(Error::internal)?;
         Ok(Checkpoint {
             signature,
@@ -110,9 +121,18 @@ impl AuditKeys {
 
     /// Whether we signed this checkpoint.
     pub fn is_signed(&self, checkpoint: &Checkpoint) -> bool {
+        self.is_signed_as(CHECKPOINT, checkpoint)
+    }
+
+    /// Whether we signed this checkpoint as the last whose records went by age.
+    pub fn is_mark(&self, checkpoint: &Checkpoint) -> bool {
+        self.is_signed_as(MARK, checkpoint)
+    }
+
+    fn is_signed_as(&self, label: &[u8], checkpoint: &Checkpoint) -> bool {
         self.public_key(checkpoint.key_id).is_some_and(|key| {
             UnparsedPublicKey::new(&ED25519, key)
-                .verify(&signed(checkpoint), &checkpoint.signature)
+                .verify(&signed(label, checkpoint), &checkpoint.signature)
                 .is_ok()
         })
     }
@@ -137,8 +157,8 @@ fn pair(key: &hmac::Key) -> Result<Ed25519KeyPair> {
     Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).map_err(Error::internal)
 }
 
-fn signed(checkpoint: &Checkpoint) -> Vec<u8> {
-    [CHECKPOINT, &checkpoint.fields()].concat()
+fn signed(label: &[u8], checkpoint: &Checkpoint) -> Vec<u8> {
+    [label, &checkpoint.fields()].concat()
 }
 
 /// A record whose columns changed has another MAC: each part is preceded by its
@@ -351,8 +371,11 @@ mod tests {
             signature: [0; 64],
         };
         assert!(!keys.is_signed(&checkpoint));
+        // Neither can be passed for the other.
+        let mark = keys.sign_mark(checkpoint.clone()).unwrap();
+        assert!(keys.is_mark(&mark) && !keys.is_signed(&mark));
         let good = keys.sign(checkpoint).unwrap();
-        assert!(keys.is_signed(&good));
+        assert!(keys.is_signed(&good) && !keys.is_mark(&good));
         let read: Checkpoint = good.anchor().parse().unwrap();
         assert!(keys.is_signed(&read));
         for other in [

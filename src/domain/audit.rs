@@ -212,4 +212,6 @@ actions! {
     KeyRemoved = "key.removed",
     /// The audit log was listed, or somebody began to follow it.
     AuditRead = "audit.read",
+    /// Records went by age. It stands for all that have, up to that position.
+    AuditExpired = "audit.expired",
 }

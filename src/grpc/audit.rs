@@ -184,6 +184,7 @@ impl AuditService for AuditApi {
                 .map(|newest| newest.anchor())
                 .unwrap_or_default(),
             public_key,
+            expired_position: report.expired.map_or(0, |expired| expired.position),
         }))
     }
 }

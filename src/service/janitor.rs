@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{Core, keys, secret_keys, token};
+use super::{Core, audit::retention, keys, secret_keys, token};
 use crate::{
     domain::{ApiKeyId, Call, trust::TrustChange},
     error::Result,
@@ -101,6 +101,7 @@ impl Janitor {
         for kind in Expired::ALL {
             outcome = outcome.and(self.sweep_kind(kind, now, shutdown).await);
         }
+        outcome = outcome.and(self.expire_events(shutdown).await);
         outcome?;
         let oldest = {
             let mut conn = self.core.store.read(&self.call).await?;
@@ -118,6 +119,12 @@ impl Janitor {
         shutdown: &CancellationToken,
     ) -> Result<()> {
         while !shutdown.is_cancelled() && self.batch(kind, now).await? >= BATCH {}
+        Ok(())
+    }
+
+    /// The audit log goes by rules of its own.
+    async fn expire_events(&self, shutdown: &CancellationToken) -> Result<()> {
+        while !shutdown.is_cancelled() && retention::step(&self.core, &self.call).await? {}
         Ok(())
     }
 

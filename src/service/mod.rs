@@ -20,7 +20,7 @@
 //! | `once` | idempotency of what creates |
 //! | `authority` | who may act upon whom |
 //! | `record` | audit events from calls |
-//! | `audit` | bounding, chaining, reading and checking them |
+//! | `audit` | bounding, chaining, reading, checking and deleting them |
 //! | `janitor` | deleting expired rows |
 //! | `work` | the runtime that all of this runs on |
 
@@ -118,6 +118,8 @@ pub struct Policy {
     pub sessions: session::Config,
     /// API keys.
     pub api_keys: api_keys::Config,
+    /// The audit log.
+    pub audit: audit::Config,
 }
 
 impl Core {

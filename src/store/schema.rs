@@ -156,6 +156,11 @@ tables! {
         signature -> Binary,
     }
 
+    audit_retention (id) {
+        id -> Integer,
+        mark -> Text,
+    }
+
     nodes (id) {
         id -> Uuid,
         started_at -> Instant,

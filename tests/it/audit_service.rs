@@ -100,7 +100,7 @@ pub async fn chained(world: &World) -> i64 {
     last[0].parse().unwrap()
 }
 
-async fn watch(auditor: &Person, after: Option<i64>) -> Streaming<v1::WatchEventsResponse> {
+pub async fn watch(auditor: &Person, after: Option<i64>) -> Streaming<v1::WatchEventsResponse> {
     let request = v1::WatchEventsRequest {
         after_position: after,
     };

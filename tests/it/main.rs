@@ -21,6 +21,7 @@ mod api_keys;
 mod audit;
 mod audit_chain;
 mod audit_flood;
+mod audit_retention;
 mod audit_service;
 mod canary;
 mod cancel;

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{report::Report, verify};
+use super::{report::Report, retention, verify};
 use crate::{
     crypto::AuditKeys,
     domain::{
@@ -72,11 +72,18 @@ pub async fn list(
     })
 }
 
-/// Events after a position, in the order of the chain. Fails if the log does not
-/// go on from there: whoever follows it would miss something and not know.
+/// Events after a position, in the order of the chain; 0 is before the first that
+/// is kept. Fails if the log does not go on from there: whoever follows it would
+/// miss something and not know.
 pub async fn after(core: &Core, call: &Call, position: i64) -> Result<Vec<Shown>> {
     let keys = core.keyring.keys()?;
     let mut conn = core.store.read(call).await?;
+    let position = match position {
+        0 => retention::marked(&mut conn, &keys.audit)
+            .await?
+            .map_or(0, |mark| mark.position),
+        position => position,
+    };
     let next = position.saturating_add(1);
     let events = chain::events_from(&mut conn, next, BATCH).await?;
     let mut expected = position;

@@ -23,6 +23,9 @@ pub struct Report {
     pub last_unsealed: Option<Timestamp>,
     /// Whether the end of the chain was reached.
     pub complete: bool,
+    /// Up to where records went by age; what is said of them is said by their
+    /// checkpoints.
+    pub expired: Option<Checkpoint>,
     /// The last checkpoint that is in order.
     pub newest: Option<Checkpoint>,
     /// The first thing that is wrong.
@@ -87,6 +90,8 @@ faults! {
     CheckpointAltered = "checkpoint_altered", "the checkpoint is not as it was signed";
     /// There is none of this number.
     CheckpointMissing = "checkpoint_missing", "the checkpoint is missing";
+    /// The mark of what went by age.
+    RetentionAltered = "retention_altered", "what says how much of the log went by age is not as it was signed";
     /// By none of the log's keys.
     AnchorForged = "anchor_forged", "the anchor is not signed by a key of this log";
     /// The log ends before the anchor.

@@ -4,15 +4,20 @@
 //!
 //! The log is read page by page while it grows: a batch and its checkpoint are
 //! committed together, so records without one are looked for before checkpoints
-//! are.
+//! are. Of batches that went by age, as a signed mark says, only the checkpoints
+//! are there.
 
 mod outside;
 
 use std::collections::{HashSet, VecDeque};
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::report::{Fault, Report, What};
+use super::{
+    report::{Fault, Report, What},
+    retention,
+};
 use crate::{
     crypto::{
         AuditKeys,
@@ -105,6 +110,21 @@ pub async fn verify_part(
     walk.end(end)
 }
 
+/// Checks what was chained before this time, likewise.
+pub async fn verify_old(
+    core: &Core,
+    call: &Call,
+    keys: &AuditKeys,
+    after: i64,
+    before: Timestamp,
+    limit: i64,
+) -> Result<Report> {
+    let mut walk = Walk::new(core, call, keys, None);
+    walk.before = before;
+    let end = walk.part(after, limit).await;
+    walk.end(end)
+}
+
 struct Walk<'a> {
     core: &'a Core,
     call: &'a Call,
@@ -121,6 +141,8 @@ struct Walk<'a> {
     erased: HashSet<Uuid>,
     /// Ends behind this position.
     until: i64,
+    /// Ends with the last checkpoint that was made before.
+    before: Timestamp,
 }
 
 impl<'a> Walk<'a> {
@@ -141,6 +163,7 @@ impl<'a> Walk<'a> {
             last: None,
             erased: HashSet::new(),
             until: i64::MAX,
+            before: Timestamp::MAX,
         }
     }
 
@@ -176,6 +199,7 @@ impl Walk<'_> {
         {
             return Err(Fault::of_batch(What::AnchorForged, anchor.batch).into());
         }
+        self.look_at_the_mark().await?;
         if after == 0 {
             return Ok(());
         }
@@ -187,6 +211,7 @@ impl Walk<'_> {
             return Err(Fault::of_batch(What::AnchorDiffers, anchor.batch).into());
         }
         self.is_the_anchor(&start)?;
+        self.is_expired(&start)?;
         self.root = start.root;
         self.report.records = start.position;
         self.report.batches = start.batch;
@@ -248,6 +273,9 @@ impl Walk<'_> {
                 break;
             }
             for checkpoint in page {
+                if checkpoint.created_at >= self.before {
+                    return Ok(());
+                }
                 self.batch(checkpoint).await?;
                 progress(self.report.records);
                 if self.report.records >= self.until {
@@ -259,6 +287,11 @@ impl Walk<'_> {
             && anchor.batch > self.report.batches
         {
             return Err(Fault::of_batch(What::AnchorMissing, anchor.batch).into());
+        }
+        if let Some(mark) = &self.report.expired
+            && mark.batch > self.report.batches
+        {
+            return Err(Fault::of_batch(What::CheckpointMissing, mark.batch).into());
         }
         self.report.complete = true;
         Ok(())
@@ -285,14 +318,57 @@ impl Walk<'_> {
         if before.is_some_and(|before| before.key_id > checkpoint.key_id) {
             return found(What::CheckpointKeyOlder);
         }
-        while self.report.records < checkpoint.position {
-            self.record(&checkpoint).await?;
+        if let Err(stop) = self.records(&checkpoint).await {
+            // Perhaps they go by age while we look.
+            self.look_at_the_mark().await?;
+            self.ahead.clear();
+            if !self.is_expired(&checkpoint)? {
+                return Err(stop);
+            }
+        }
+        if self.is_expired(&checkpoint)? {
+            self.root = checkpoint.root;
+            self.report.records = checkpoint.position;
         }
         if self.root != checkpoint.root {
             return found(What::CheckpointAltered);
         }
         self.report.batches = expected;
         self.report.newest = Some(checkpoint);
+        Ok(())
+    }
+
+    /// Its records, unless they went by age.
+    async fn records(&mut self, checkpoint: &Checkpoint) -> Result<(), Stop> {
+        while !self.is_expired(checkpoint)? && self.report.records < checkpoint.position {
+            self.record(checkpoint).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the records of this checkpoint went by age. The mark is of the last
+    /// that did, and of no key that was succeeded by then.
+    fn is_expired(&self, checkpoint: &Checkpoint) -> Result<bool, Stop> {
+        let Some(mark) = &self.report.expired else {
+            return Ok(false);
+        };
+        let is_same = (mark.position, mark.root) == (checkpoint.position, checkpoint.root)
+            && mark.key_id >= checkpoint.key_id;
+        if mark.batch == checkpoint.batch && !is_same {
+            return Err(Fault::of_batch(What::RetentionAltered, mark.batch).into());
+        }
+        Ok(checkpoint.batch <= mark.batch)
+    }
+
+    /// Up to where the log went by age by now.
+    async fn look_at_the_mark(&mut self) -> Result<(), Stop> {
+        let mut conn = self.core.store.read(self.call).await?;
+        self.report.expired = match retention::marked(&mut conn, self.keys).await {
+            Err(error) if error.reason() == Reason::Internal => {
+                return Err(Fault::of_record(What::RetentionAltered, None, None, None).into());
+            }
+            mark => mark?,
+        };
         Ok(())
     }
 
@@ -348,7 +424,9 @@ impl Walk<'_> {
     async fn next(&mut self) -> Result<Option<&StoredEvent>, Stop> {
         if self.ahead.is_empty() {
             // From the last one on: another one may stand in its place.
-            let from = self.report.records.max(1);
+            let expired = self.report.expired.as_ref().map_or(0, |mark| mark.position);
+            let records = self.report.records;
+            let from = records.max(expired + 1);
             let mut conn = self.core.store.read(self.call).await?;
             let page = match log::events_from(&mut conn, from, PAGE + 1).await {
                 // A row cannot be read; those before it can.
@@ -357,7 +435,7 @@ impl Walk<'_> {
                     match log::events_from(&mut conn, from, one).await {
                         // Perhaps it is the one before this part.
                         Err(error) if error.reason() == Reason::Internal => {
-                            log::events_from(&mut conn, self.report.records + 1, 1).await
+                            log::events_from(&mut conn, from.max(records + 1), 1).await
                         }
                         page => page,
                     }

@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Result},
     store::{
         conn::{Conn, Outcome as _, on},
-        schema::{audit_checkpoints, audit_events, audit_origins, users},
+        schema::{audit_checkpoints, audit_events, audit_origins, audit_retention, users},
         types::{At, Id, Uuid},
     },
 };
@@ -175,6 +175,52 @@ pub async fn newest_checkpoint(conn: &mut Conn) -> Result<Option<Checkpoint>> {
         .first(c))
     .optional()?;
     Ok(row.map(Checkpoint::from))
+}
+
+/// What says up to where the log went by age.
+pub async fn mark(conn: &mut Conn) -> Result<Option<Checkpoint>> {
+    let mark: Option<String> = on!(conn, |c| audit_retention::table
+        .select(audit_retention::mark)
+        .first(c))
+    .optional()?;
+    let mark = mark.map(|text| text.parse()).transpose();
+    mark.map_err(|_| Error::internal("audit_retention.mark is no checkpoint"))
+}
+
+/// Moves it. False if somebody else has.
+pub async fn move_mark(
+    conn: &mut Conn,
+    from: Option<&Checkpoint>,
+    to: &Checkpoint,
+) -> Result<bool> {
+    let mark = audit_retention::mark.eq(to.anchor());
+    let moved = match from {
+        None => on!(conn, |c| diesel::insert_into(audit_retention::table)
+            .values((audit_retention::id.eq(1), mark))
+            .on_conflict_do_nothing()
+            .execute(c))?,
+        Some(from) => {
+            let here = audit_retention::table.filter(audit_retention::mark.eq(from.anchor()));
+            on!(conn, |c| diesel::update(here).set(mark).execute(c))?
+        }
+    };
+    Ok(moved > 0)
+}
+
+/// Deletes up to `limit` events of the chain up to this position, with their
+/// origins.
+pub async fn delete_up_to(conn: &mut Conn, position: i64, limit: i64) -> Result<usize> {
+    let oldest: Vec<Id> = on!(conn, |c| audit_events::table
+        .filter(audit_events::position.gt(0))
+        .filter(audit_events::position.le(position))
+        .order(audit_events::position.asc())
+        .limit(limit)
+        .select(audit_events::id)
+        .load(c))?;
+    Ok(on!(conn, |c| diesel::delete(
+        audit_events::table.filter(audit_events::id.eq_any(oldest))
+    )
+    .execute(c))?)
 }
 
 /// Up to `limit` checkpoints after this one, in order.

@@ -1,0 +1,5 @@
+-- One row: up to where the audit log went by age, signed as that. A deletion that it does not cover was none of ours.
+CREATE TABLE audit_retention (
+    id integer PRIMARY KEY CHECK (id = 1),
+    mark text NOT NULL
+);
