@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use crate::{
+    breach_list::BreachList,
     breaker::Breaker,
     cli,
     config::{Config, Loaded, data_dir},
@@ -73,12 +74,14 @@ pub async fn core(
     );
     let sealer = Sealer::new(master_keys).context("the master keys cannot be used")?;
     let lanes = Lanes::start(&config.hashing, Arc::clone(&entropy))?;
+    let breach_list = BreachList::new(&config.breached_passwords).map_err(anyhow::Error::msg)?;
     // Whoever tries one name must leave places for all others.
     let longest_line = lanes.capacity() / 2;
     Ok(Core {
         node_id: uuid::Builder::from_random_bytes(entropy.array()).into_uuid(),
         store: store.await?,
         lanes,
+        breach_list,
         clock,
         entropy,
         keyring: Arc::new(Keyring::new(sealer)),
@@ -225,6 +228,10 @@ fn spawn_work(
     let breaker = core.store.breaker().clone();
     let probe = breaker.probe(async move || store.ping().await.is_ok(), every, until);
     tasks.spawn("probing the database", work, probe.map(Ok));
+    if let Some(list) = core.breach_list.clone() {
+        let probe = list.run(over.clone());
+        tasks.spawn("probing the breach list", work, probe.map(Ok));
+    }
 }
 
 /// Runs a node until the process is told to stop. `level` reads the log level

@@ -8,9 +8,9 @@ use std::{borrow::Cow, collections::HashMap, error::Error as StdError, fmt, time
 pub use countersign_proto::v1::Reason;
 use http::HeaderMap;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::domain::{CorrelationId, Violations};
+use crate::domain::{CorrelationId, Violations, violation::Violation};
 
 /// The `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "countersign";
@@ -331,8 +331,9 @@ impl From<Error> for Status {
             DOMAIN,
             metadata.collect::<HashMap<_, _>>(),
         );
-        for violation in violations.as_slice() {
-            details.add_bad_request_violation(&*violation.field, violation.reason.to_string());
+        let violations: Vec<_> = violations.as_slice().iter().map(field_violation).collect();
+        if !violations.is_empty() {
+            details.set_bad_request(violations);
         }
         if let Some(limit) = quota {
             details.add_quota_failure_violation("peer", limit);
@@ -348,6 +349,13 @@ impl From<Error> for Status {
             );
         }
         status
+    }
+}
+
+fn field_violation(violation: &Violation) -> FieldViolation {
+    FieldViolation {
+        reason: violation.reason.code().to_owned(),
+        ..FieldViolation::new(&*violation.field, violation.reason.to_string())
     }
 }
 

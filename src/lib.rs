@@ -11,13 +11,15 @@
 //!   one function lists the layers;
 //! - [`grpc`] turns messages into domain types and back;
 //! - [`service`] holds the rules;
-//! - [`store`] keeps rows, [`crypto`] keeps secrets;
+//! - [`store`] keeps rows, [`crypto`] keeps secrets, [`breach_list`] asks elsewhere
+//!   which passwords are known;
 //! - [`domain`] says what things are, [`error`] what can go wrong.
 //!
 //! Whether a token is good is decided in the crate `countersign-verifier`, from
 //! memory. ARCHITECTURE.md walks three requests through all of it.
 
 pub mod app;
+pub mod breach_list;
 pub mod breaker;
 pub mod cli;
 pub mod config;
@@ -30,6 +32,7 @@ pub mod http;
 pub mod listen;
 pub mod middleware;
 pub mod process;
+pub mod roots;
 pub mod service;
 pub mod sidecar;
 pub mod store;

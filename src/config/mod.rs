@@ -20,7 +20,7 @@ use std::{error::Error, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{crypto, http, listen, middleware, service, sidecar, store, telemetry};
+use crate::{breach_list, crypto, http, listen, middleware, service, sidecar, store, telemetry};
 
 pub use secret::{REDACTED, Secret, redact_url};
 pub use settings::{DEFAULTS, Origin, Setting, Settings};
@@ -62,6 +62,8 @@ pub struct Config {
     pub database: store::Config,
     /// Password hashing.
     pub hashing: crypto::lanes::Config,
+    /// New passwords that are known from breaches.
+    pub breached_passwords: breach_list::Config,
     /// Failed logins.
     pub login_throttle: service::throttle::Config,
     /// Signing keys.
@@ -203,6 +205,7 @@ impl Default for Config {
             http: http::Config::default(),
             database: store::Config::default(),
             hashing: crypto::lanes::Config::default(),
+            breached_passwords: breach_list::Config::default(),
             login_throttle: service::throttle::Config::default(),
             keys: service::keys::Config::default(),
             tokens: service::token::Config::default(),

@@ -48,9 +48,9 @@ came from, and all that is wrong with it.
 | reflection | on | on | off unless set |
 
 Production also refuses: plaintext beyond this host (of gRPC, of the side port, to PostgreSQL) unless
-a setting says that something else encrypts, an issuer that is not https, a missing or non-random
-master key, and rate limits switched off. All problems are reported at once, each with how to mend
-it.
+a setting says that something else encrypts, an issuer or a list of breached passwords that is not
+https, a missing or non-random master key, and rate limits switched off. All problems are reported
+at once, each with how to mend it.
 ";
 
 fn entries() -> Vec<Entry> {

@@ -176,6 +176,7 @@ fn check_sections(config: &Config, role: Role, problems: &mut Vec<String>) {
         ("http", config.http.validate()),
         ("database", database),
         ("hashing", hashing),
+        ("breached_passwords", config.breached_passwords.validate()),
         ("login_throttle", config.login_throttle.validate()),
         ("keys", config.keys.validate()),
         ("tokens", config.tokens.validate()),
@@ -267,6 +268,13 @@ fn check_production(config: &Config, problems: &mut Vec<String>) {
         problems.push(
             "`limits.rate_limits_enabled` = false leaves passwords open to guessing; remove it, \
              or run load tests with `profile` = testing"
+                .to_owned(),
+        );
+    }
+    if config.breached_passwords.is_plaintext() {
+        problems.push(
+            "`breached_passwords.url`: whoever is between could say that any password is good; use \
+             https"
                 .to_owned(),
         );
     }

@@ -4,19 +4,38 @@ use std::{borrow::Cow, fmt, str::FromStr};
 
 /// Why one value is not legal, worded to follow the field's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Invalid(Cow<'static, str>);
+pub struct Invalid {
+    text: Cow<'static, str>,
+    code: &'static str,
+}
 
 impl Invalid {
     /// A reason such as "must not be empty". Never contains the value itself,
     /// which may be a secret.
     pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self(reason.into())
+        Self {
+            text: reason.into(),
+            code: "",
+        }
+    }
+
+    /// The same with a name for programs, in capitals.
+    pub fn coded(code: &'static str, reason: &'static str) -> Self {
+        Self {
+            text: reason.into(),
+            code,
+        }
+    }
+
+    /// The name for programs; empty for most.
+    pub fn code(&self) -> &'static str {
+        self.code
     }
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 

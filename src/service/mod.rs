@@ -60,6 +60,7 @@ use countersign_verifier::Clock;
 use uuid::Uuid;
 
 use crate::{
+    breach_list::BreachList,
     crypto::Lanes,
     domain::{Call, Entropy},
     store::Store,
@@ -81,6 +82,8 @@ pub struct Core {
     pub store: Store,
     /// Password hashing.
     pub lanes: Lanes,
+    /// Passwords that are known from breaches, if a list is asked.
+    pub breach_list: Option<BreachList>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.

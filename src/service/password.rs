@@ -7,8 +7,8 @@ use super::{
 use crate::{
     crypto::Verdict,
     domain::{
-        Call, DisplayName, Email, Identifier, Password, User, UserId, UserStatus, Username,
-        Violations, audit::Action, blocklist, trust::TrustChange,
+        Call, DisplayName, Email, Identifier, Invalid, Password, User, UserId, UserStatus,
+        Username, Violations, audit::Action, blocklist, trust::TrustChange,
     },
     error::{Error, Reason, Result},
     store::{roles, sessions, users},
@@ -25,10 +25,7 @@ pub(super) fn judge(
 ) -> Result<()> {
     let mut violations = Violations::default();
     if password.length() < Password::FEWEST {
-        violations.add(
-            field,
-            crate::domain::Invalid::new("must be at least 15 characters"),
-        );
+        violations.add(field, Invalid::new("must be at least 15 characters"));
     }
     let mut names = Vec::new();
     names.extend(email.map(Email::as_str));
@@ -38,6 +35,30 @@ pub(super) fn judge(
         violations.add(field, reason);
     }
     Ok(violations.finish()?)
+}
+
+/// Refuses a new password that is known from a breach. The last of the checks, as
+/// it is the dearest, and before anything is held: no connection, no ticket.
+pub(super) async fn refuse_breached(
+    core: &Core,
+    call: &Call,
+    password: &Password,
+    field: &'static str,
+) -> Result<()> {
+    if let Some(list) = &core.breach_list
+        && list.contains(password, call).await?
+    {
+        let mut violations = Violations::default();
+        violations.add(
+            field,
+            Invalid::coded(
+                "PASSWORD_BREACHED",
+                "must not be a password that is known from a breach; use another one everywhere",
+            ),
+        );
+        return Err(violations.into());
+    }
+    Ok(())
 }
 
 fn judge_for(user: &User, new: &Password, field: &'static str) -> Result<()> {
@@ -66,6 +87,7 @@ pub async fn change(
         return Err(Reason::TokenInvalid.into());
     };
     judge_for(&user, new, "new_password")?;
+    refuse_breached(core, call, new, "new_password").await?;
     // Both at once: a call that is shed is not counted as a guess.
     let (checking, hashing) = (core.lanes.ticket(call)?, core.lanes.ticket(call)?);
     let name = Identifier::Email(email);
@@ -170,6 +192,7 @@ pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> R
         return Err(Reason::UserNotFound.into());
     }
     judge_for(&user, new, "password")?;
+    refuse_breached(core, call, new, "password").await?;
     let hash = core.lanes.ticket(call)?.hash(new, call).await?;
     let written = core
         .store

@@ -49,6 +49,7 @@ pub async fn register(
         Ok(claim) => claim,
         Err(reply) => return Ok(Made::Before(reply)),
     };
+    password::refuse_breached(core, call, &wish.password, "password").await?;
     let hash = core.lanes.ticket(call)?.hash(&wish.password, call).await?;
     let user = new_user(
         core,

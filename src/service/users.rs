@@ -61,7 +61,10 @@ pub async fn create(
         Err(reply) => return Ok(Made::Before(reply)),
     };
     let hash = match &wish.password {
-        Some(new) => Some(core.lanes.ticket(call)?.hash(new, call).await?),
+        Some(new) => {
+            password::refuse_breached(core, call, new, "password").await?;
+            Some(core.lanes.ticket(call)?.hash(new, call).await?)
+        }
         None => None,
     };
     let mut user = register::new_user(

@@ -28,10 +28,6 @@ use diesel_async::{
     sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper},
 };
 use futures_util::{FutureExt, TryFutureExt, future::BoxFuture};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
 use tokio_postgres::{Client, Connection, Socket, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -40,6 +36,7 @@ use super::{
     config::{Config, Target},
     group::Line,
 };
+use crate::roots;
 
 pub(super) type Lite = SyncConnectionWrapper<SqliteConnection, Threads>;
 pub(super) type Pg = AsyncPgConnection;
@@ -250,9 +247,11 @@ impl Connector {
             let hosts = u32::try_from(hosts).unwrap_or(u32::MAX);
             target.connect_timeout(config.acquire_timeout() / hosts);
         }
+        let tls = roots::client(config.ca_file.as_deref())
+            .map_err(|why| SetupError::Config(format!("database.ca_file {why}")))?;
         Ok(Self {
             config: Arc::new(target),
-            tls: MakeRustlsConnect::new(tls(config.ca_file.as_deref())?),
+            tls: MakeRustlsConnect::new(tls),
         })
     }
 
@@ -319,32 +318,6 @@ fn session_settings(query: Duration) -> String {
          SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = on"
     )
-}
-
-/// rustls always verifies the server's certificate and name.
-fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, SetupError> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = ca_file {
-        let bad = |why: &dyn std::fmt::Display| {
-            SetupError::Config(format!("database.ca_file {}: {why}", path.display()))
-        };
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| bad(&error))? {
-            let certificate = certificate.map_err(|error| bad(&error))?;
-            roots.add(certificate).map_err(|error| bad(&error))?;
-        }
-        if roots.is_empty() {
-            return Err(bad(&"holds no certificate"));
-        }
-    } else {
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(SetupError::database)?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }
 
 /// Creates the file, for its owner only, and makes it a WAL database: once, as

@@ -55,6 +55,19 @@ pub const METRICS: &[Metric] = &[
         "Failures beyond audit.failures_per_minute: in the audit log one record a second stands for them",
     ),
     metric(
+        "countersign_breach_list_checks_total",
+        Kind::Counter,
+        &["outcome"],
+        "New passwords that were looked up in the list of breached ones: breached, clear, and \
+         where it did not answer accepted or refused",
+    ),
+    metric(
+        "countersign_breach_list_seconds",
+        Kind::Seconds,
+        &[],
+        "Waiting for an answer of the list of breached passwords",
+    ),
+    metric(
         "countersign_breaker_opened_total",
         Kind::Counter,
         &["dependency"],

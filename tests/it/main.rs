@@ -23,6 +23,7 @@ mod audit_chain;
 mod audit_flood;
 mod audit_retention;
 mod audit_service;
+mod breached;
 mod canary;
 mod cancel;
 mod cli;

@@ -12,9 +12,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("error", &["domain"]),
     ("breaker", &["error"]),
+    ("roots", &[]),
+    ("breach_list", &["breaker", "domain", "error", "roots"]),
     ("crypto", &["domain", "error"]),
-    ("store", &["breaker", "domain", "error"]),
-    ("service", &["crypto", "domain", "error", "store"]),
+    ("store", &["breaker", "domain", "error", "roots"]),
+    (
+        "service",
+        &["breach_list", "crypto", "domain", "error", "store"],
+    ),
     ("middleware", &["breaker", "domain", "error"]),
     ("grpc", &["domain", "error", "service"]),
     ("health", &["breaker", "middleware"]),
@@ -61,8 +66,9 @@ const OUTSIDE: &[(&str, &[&str])] = &[
         ],
     ),
     ("argon2", &["crypto"]),
-    ("aws_lc_rs", &["crypto", "http", "listen"]),
+    ("aws_lc_rs", &["breach_list", "crypto", "http", "listen"]),
     ("failsafe", &["breaker"]),
+    ("hyper::client", &["breach_list"]),
     ("x509_cert", &["listen"]),
 ];
 

@@ -46,6 +46,11 @@ fn production_refuses_what_is_unsafe_and_nothing_else_does() {
             "`listen.address` = 0.0.0.0:50051",
         ),
         (
+            "COUNTERSIGN_BREACHED_PASSWORDS__URL",
+            "http://127.0.0.1:8080/range",
+            "`breached_passwords.url`",
+        ),
+        (
             "COUNTERSIGN_LISTEN",
             "[::]:50051",
             "`listen.tls_certificate_file`",

@@ -3,6 +3,7 @@
 //! that costs nothing.
 
 pub mod binary;
+pub mod breach_list;
 pub mod calls;
 pub mod client;
 pub mod clock;
