@@ -95,6 +95,7 @@ pub async fn core(
             client_id: config.client_id.clone(),
             self_registration: config.self_registration,
             keys: config.keys.policy(config.http.jwks_max_age_seconds),
+            passwords: config.passwords.clone(),
             tokens: config.tokens.clone(),
             sessions: config.sessions.clone(),
             api_keys: config.api_keys.clone(),

@@ -62,6 +62,8 @@ pub struct Config {
     pub database: store::Config,
     /// Password hashing.
     pub hashing: crypto::lanes::Config,
+    /// New passwords.
+    pub passwords: service::password::Config,
     /// New passwords that are known from breaches.
     pub breached_passwords: breach_list::Config,
     /// Failed logins.
@@ -205,6 +207,7 @@ impl Default for Config {
             http: http::Config::default(),
             database: store::Config::default(),
             hashing: crypto::lanes::Config::default(),
+            passwords: service::password::Config::default(),
             breached_passwords: breach_list::Config::default(),
             login_throttle: service::throttle::Config::default(),
             keys: service::keys::Config::default(),

@@ -176,6 +176,7 @@ fn check_sections(config: &Config, role: Role, problems: &mut Vec<String>) {
         ("http", config.http.validate()),
         ("database", database),
         ("hashing", hashing),
+        ("passwords", config.passwords.validate()),
         ("breached_passwords", config.breached_passwords.validate()),
         ("login_throttle", config.login_throttle.validate()),
         ("keys", config.keys.validate()),

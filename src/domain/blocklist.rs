@@ -60,8 +60,14 @@ static RUNS: LazyLock<Vec<String>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Refuses a new password that is easy to guess. `names` are the user's own:
-/// e-mail address, username, display name.
+/// Whether anything in an entry of `context_words` counts.
+pub fn has_word(text: &str) -> bool {
+    words(text).next().is_some()
+}
+
+/// Refuses a new password that is easy to guess. `names` are what people would
+/// try for this user, here: e-mail address, username, display name, and words of
+/// the organisation.
 pub fn check(password: &Password, names: &[&str]) -> Result<(), Invalid> {
     let text = password.expose().to_lowercase();
     let reason = if pieces(&text) <= PIECES {
@@ -69,7 +75,7 @@ pub fn check(password: &Password, names: &[&str]) -> Result<(), Invalid> {
     } else if repeats(&text) {
         "must not repeat one short part"
     } else if is_names(&text, names) {
-        "must not be a name of yours or of this service, with digits or symbols"
+        "must not be a name of yours, of this service or of its organisation, with digits or symbols"
     } else if is_common(&text) {
         "must not be a common password, with or without digits and symbols around it"
     } else {
@@ -124,6 +130,12 @@ fn part(text: &str) -> &str {
         .map_or(text, |(part, _)| part)
 }
 
+/// The parts of a name that count.
+fn words(name: &str) -> impl Iterator<Item = &str> {
+    name.split(|c: char| !c.is_alphabetic())
+        .filter(|word| word.chars().count() >= NAME)
+}
+
 /// Whether no letter is left once the names are taken away.
 fn is_names(text: &str, names: &[&str]) -> bool {
     let names = names
@@ -132,8 +144,7 @@ fn is_names(text: &str, names: &[&str]) -> bool {
         .collect::<Vec<_>>();
     let mut words: Vec<&str> = names
         .iter()
-        .flat_map(|name| name.split(|c: char| !c.is_alphabetic()))
-        .filter(|word| word.chars().count() >= NAME)
+        .flat_map(|name| words(name))
         .chain([SERVICE])
         .collect();
     // The longest first: `ana` must not spoil `susana`.
@@ -244,6 +255,37 @@ mod tests {
                 "lima#lima#ana#82746",
             ],
         );
+    }
+
+    #[test]
+    fn words_of_the_organisation_are_names_too() {
+        let said = |text: &str, words: &[&str]| {
+            let password = Password::parse(text).unwrap();
+            check(&password, words).is_err()
+        };
+        let words = ["Acme", "rocket-skates", "Zürich", "4711", "HQ"];
+        for text in [
+            "Acme.Skates.2024",
+            "Acme-2024-Rocket!",
+            "rocket.SKATES.1999",
+            "ZÜRICH!!!acme!!!",
+        ] {
+            assert!(said(text, &words), "{text}");
+            assert!(
+                !said(text, &["other"]),
+                "{text} is refused for another reason"
+            );
+        }
+        // Made of them and of more; what is no word or too short says nothing.
+        for text in [
+            "acme pays for my lunch",
+            "4711 hq 0815 hq 4711",
+            "rocketry in zurich",
+        ] {
+            assert!(!said(text, &words), "{text}");
+        }
+        assert!(has_word("rocket-skates") && has_word("a-b-Ähre"));
+        assert!(!has_word("HQ") && !has_word("4711") && !has_word(""));
     }
 
     #[test]

@@ -115,6 +115,8 @@ pub struct Policy {
     pub self_registration: bool,
     /// Signing keys.
     pub keys: keys::Policy,
+    /// New passwords.
+    pub passwords: password::Config,
     /// Access tokens.
     pub tokens: token::Config,
     /// Sessions.

@@ -1,5 +1,7 @@
 //! Passwords: what a new one must be, and replacing one.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Core, authority, record, skew, throttle,
     token::{self, Subject, TokenPair},
@@ -14,9 +16,43 @@ use crate::{
     store::{roles, sessions, users},
 };
 
+/// The most words; each costs every new password a look.
+const MOST_WORDS: usize = 1_000;
+
+/// What new passwords must not be made of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Words that people here would try first.
+    pub context_words: Vec<String>,
+}
+
+impl Config {
+    /// Names every setting that makes no sense, and how to mend it.
+    pub fn validate(&self) -> Result<(), Vec<String>> {
+        let mut wrong = Vec::new();
+        if self.context_words.len() > MOST_WORDS {
+            wrong.push(format!(
+                "passwords.context_words must be at most {MOST_WORDS}"
+            ));
+        }
+        for word in self
+            .context_words
+            .iter()
+            .filter(|word| !blocklist::has_word(word))
+        {
+            wrong.push(format!(
+                "passwords.context_words: {word:?} has no 3 letters in a row, and would not count"
+            ));
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+}
+
 /// Judges a new password (NIST SP 800-63B-4, section 3.1.1.2): long enough and
 /// not a common one; no rules of composition.
 pub(super) fn judge(
+    core: &Core,
     password: &Password,
     field: &'static str,
     email: Option<&Email>,
@@ -31,6 +67,8 @@ pub(super) fn judge(
     names.extend(email.map(Email::as_str));
     names.extend(username.map(Username::as_str));
     names.push(display_name.as_str());
+    let words = &core.policy.passwords.context_words;
+    names.extend(words.iter().map(String::as_str));
     if let Err(reason) = blocklist::check(password, &names) {
         violations.add(field, reason);
     }
@@ -61,9 +99,9 @@ pub(super) async fn refuse_breached(
     Ok(())
 }
 
-fn judge_for(user: &User, new: &Password, field: &'static str) -> Result<()> {
+fn judge_for(core: &Core, user: &User, new: &Password, field: &'static str) -> Result<()> {
     let (email, username) = (user.email.as_ref(), user.username.as_ref());
-    judge(new, field, email, username, &user.display_name)
+    judge(core, new, field, email, username, &user.display_name)
 }
 
 /// Replaces the caller's own password. Its other sessions end; this one goes
@@ -86,7 +124,7 @@ pub async fn change(
     let Some((email, user)) = user.and_then(|user| Some((user.email.clone()?, user))) else {
         return Err(Reason::TokenInvalid.into());
     };
-    judge_for(&user, new, "new_password")?;
+    judge_for(core, &user, new, "new_password")?;
     refuse_breached(core, call, new, "new_password").await?;
     // Both at once: a call that is shed is not counted as a guess.
     let (checking, hashing) = (core.lanes.ticket(call)?, core.lanes.ticket(call)?);
@@ -191,7 +229,7 @@ pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> R
     if user.status == UserStatus::Deleted {
         return Err(Reason::UserNotFound.into());
     }
-    judge_for(&user, new, "password")?;
+    judge_for(core, &user, new, "password")?;
     refuse_breached(core, call, new, "password").await?;
     let hash = core.lanes.ticket(call)?.hash(new, call).await?;
     let written = core

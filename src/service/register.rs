@@ -39,6 +39,7 @@ pub async fn register(
         return Err(Error::new(Reason::PermissionDenied).with("setting", "self_registration"));
     }
     password::judge(
+        core,
         &wish.password,
         "password",
         Some(&wish.email),

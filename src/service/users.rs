@@ -54,7 +54,8 @@ pub async fn create(
         authority::in_person(call)?;
         authority::require(call, Permission::UsersSetPassword)?;
         let (email, username) = (Some(&wish.email), wish.username.as_ref());
-        password::judge(new, "password", email, username, &wish.display_name)?;
+        let names = &wish.display_name;
+        password::judge(core, new, "password", email, username, names)?;
     }
     let claim = match once::earlier(core, call, request).await? {
         Ok(claim) => claim,

@@ -47,6 +47,7 @@ mod model;
 mod nodes;
 mod orders;
 mod outage;
+mod passwords;
 mod process;
 mod races;
 mod reach;

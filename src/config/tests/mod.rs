@@ -153,6 +153,7 @@ fn every_key_can_be_set_by_the_environment() {
         ("listen.tls_certificate_file", "cert.pem"),
         ("listen.tls_key_file", "key.pem"),
         ("database.ca_file", "ca.pem"),
+        ("passwords.context_words", "Acme, rocket skates"),
         ("breached_passwords.url", "https://list.example.com/range"),
         ("breached_passwords.on_failure", "refuse"),
         ("tokens.algorithm", "ES256"),
