@@ -166,12 +166,16 @@ async fn a_place_comes_back_however_its_ticket_ends() {
     ticket.hash(&right, &call).await.unwrap();
     assert_eq!(free(), 2);
 
-    let unusable = PasswordHash::from_phc("$argon2id$v=19$m=70000,t=2,p=1$a$b".to_owned());
-    let ticket = lanes.ticket(&call).unwrap();
-    let before = lanes.work();
-    let refused = ticket.verify(&right, Some(&unusable), &call).await;
-    assert_eq!(reason(refused), Some(Reason::Internal));
-    assert_eq!((free(), lanes.work()), (2, before));
+    for memory in ["4294967295", "65537"] {
+        let unusable = PasswordHash::from_phc(format!(
+            "$argon2id$v=19$m={memory},t=2,p=1$AAECAwQFBgcICQoLDA0ODw$LfR+3mNY7Repl21PztuJehADbUMqSs7xfSY7/Ji9IKw"
+        ));
+        let ticket = lanes.ticket(&call).unwrap();
+        let before = lanes.work();
+        let refused = ticket.verify(&right, Some(&unusable), &call).await;
+        assert_eq!(reason(refused), Some(Reason::Internal));
+        assert_eq!((free(), lanes.work()), (2, before));
+    }
 }
 
 #[tokio::test]
