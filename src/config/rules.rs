@@ -126,6 +126,13 @@ pub(super) fn check(
     if config.listen.address == config.http.address && !config.listen.address.ends_with(":0") {
         problems.push("`listen.address` and `http.address` are the same; give each its own".into());
     }
+    if config.listen.tls_client_ca_file.is_none() && !config.limits.trusted_workloads.is_empty() {
+        problems.push(
+            "`limits.trusted_workloads` needs `listen.tls_client_ca_file`: without it clients \
+             show no certificate"
+                .to_owned(),
+        );
+    }
     if config.telemetry.otlp_endpoint.contains('@') {
         problems.push("`telemetry.otlp_endpoint`: must not carry a login".to_owned());
     }

@@ -9,6 +9,7 @@ pub mod entropy;
 pub mod id;
 pub mod identity;
 pub mod master_key;
+pub mod network;
 pub mod node;
 pub mod page;
 pub mod password;

@@ -58,7 +58,7 @@ impl Admission {
 
     /// A place for a connection from `address`; none on a Unix socket.
     pub(super) fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Admitted, Full> {
-        let address = address.map(peer::network);
+        let address = address.map(peer::host);
         let mut open = self.open();
         if open.total >= self.max {
             return Err(Full::Total);

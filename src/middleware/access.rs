@@ -417,6 +417,15 @@ impl Rate {
             Self::Refresh => "refresh",
         }
     }
+
+    /// The same of the limit on a whole network.
+    pub fn network_label(self) -> &'static str {
+        match self {
+            Self::Login => "login_of_network",
+            Self::Register => "register_of_network",
+            Self::Refresh => "refresh_of_network",
+        }
+    }
 }
 
 impl Table {

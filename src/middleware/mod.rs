@@ -19,7 +19,7 @@ use tower::{BoxError, Service, ServiceBuilder, layer::layer_fn};
 
 use crate::{
     breaker::Breaker,
-    domain::{Entropy, Workloads},
+    domain::{Entropy, Workloads, workload::SubjectName},
 };
 
 pub mod access;
@@ -55,8 +55,12 @@ pub struct Config {
     pub register_per_minute: u32,
     /// Refreshes per minute and peer.
     pub refresh_per_minute: u32,
+    /// By how much more a whole network may do each of these.
+    pub network_factor: u32,
     /// Networks of the proxies whose `x-forwarded-for` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Names in the certificates of workloads that are believed like them.
+    pub trusted_workloads: Vec<String>,
     /// The longest that a call may take, whatever deadline it brings.
     pub max_deadline_seconds: u64,
     /// Calls at once, by class.
@@ -156,7 +160,9 @@ impl Default for Config {
             login_per_minute: 30,
             register_per_minute: 10,
             refresh_per_minute: 120,
+            network_factor: 10,
             trusted_proxies: Vec::new(),
+            trusted_workloads: Vec::new(),
             max_deadline_seconds: 30,
             concurrency: concurrency::Config::default(),
         }
@@ -164,6 +170,15 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whose word on the client's address counts.
+    fn trusted(&self) -> peer::Trusted {
+        let workloads = self.trusted_workloads.iter();
+        peer::Trusted {
+            proxies: self.trusted_proxies.clone(),
+            workloads: workloads.filter_map(|name| name.parse().ok()).collect(),
+        }
+    }
+
     /// Checks the values.
     ///
     /// # Errors
@@ -175,12 +190,18 @@ impl Config {
             ("login_per_minute", self.login_per_minute),
             ("register_per_minute", self.register_per_minute),
             ("refresh_per_minute", self.refresh_per_minute),
+            ("network_factor", self.network_factor),
         ] {
             if per_minute == 0 {
                 problems.push(format!(
                     "limits.{key} is 0, which lets nobody in; set it to 1 or more, or switch the \
                      limits off by limits.rate_limits_enabled"
                 ));
+            }
+        }
+        for name in &self.trusted_workloads {
+            if let Err(why) = name.parse::<SubjectName>() {
+                problems.push(format!("limits.trusted_workloads: {name:?} {why}"));
             }
         }
         if !(1..=3600).contains(&self.max_deadline_seconds) {

@@ -33,7 +33,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use super::{
     Parts,
     access::{Class, Row, Table},
-    peer::{self, Connection},
+    peer::{Connection, Trusted},
     trace_context::{self, TraceContext},
 };
 use crate::{
@@ -62,7 +62,7 @@ pub struct Observe<S> {
 #[derive(Debug)]
 struct Observer {
     rows: Table,
-    trusted_proxies: Vec<ipnet::IpNet>,
+    trusted: Trusted,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     traces_exported: bool,
@@ -110,7 +110,7 @@ impl<S> Observe<S> {
     pub fn new(inner: S, parts: &Parts) -> Self {
         let observer = Observer {
             rows: Table::new(parts.access),
-            trusted_proxies: parts.config.trusted_proxies.clone(),
+            trusted: parts.config.trusted(),
             clock: Arc::clone(&parts.clock),
             entropy: Arc::clone(&parts.entropy),
             traces_exported: parts.traces_exported,
@@ -213,10 +213,10 @@ impl Open {
         let open = Self {
             row,
             started: Instant::now(),
-            peer: peer::client(
+            peer: observer.trusted.client(
                 &connection.unwrap_or_default(),
                 headers,
-                &observer.trusted_proxies,
+                &*observer.clock,
             ),
             cost: Arc::default(),
             presence: Presence::default(),

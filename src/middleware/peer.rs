@@ -3,17 +3,19 @@
 //!
 //! `x-forwarded-for` is written by whoever likes to, so it is believed only as
 //! far as it was written by proxies of our own: from the right, past addresses
-//! that are trusted, to the first that is not.
+//! that are trusted, to the first that is not. A service that logs people in is
+//! such a proxy; its certificate says so where its address does not.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
+use countersign_verifier::Clock;
 use http::HeaderMap;
 use ipnet::IpNet;
 
-use crate::domain::workload::Certificate;
+use crate::domain::workload::{Certificate, SubjectName};
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
@@ -27,35 +29,62 @@ pub struct Connection {
     pub certificate: Option<Arc<Certificate>>,
 }
 
-/// The client's address. IPv4 mapped into IPv6 counts as IPv4.
-pub fn client(connection: &Connection, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
-    let address = connection.address?.to_canonical();
-    let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
-    if !is_trusted(address) {
-        return Some(address);
-    }
-    let mut client = address;
-    for value in headers.get_all(FORWARDED_FOR).iter().rev() {
-        let Ok(value) = value.to_str() else {
+/// Whose `x-forwarded-for` is believed.
+#[derive(Debug, Clone, Default)]
+pub struct Trusted {
+    /// By the networks that they are in.
+    pub proxies: Vec<IpNet>,
+    /// By a name in the certificate of the connection.
+    pub workloads: Vec<SubjectName>,
+}
+
+impl Trusted {
+    /// The client's address. IPv4 mapped into IPv6 counts as IPv4.
+    pub fn client(
+        &self,
+        connection: &Connection,
+        headers: &HeaderMap,
+        clock: &dyn Clock,
+    ) -> Option<IpAddr> {
+        let address = connection.address?.to_canonical();
+        if !self.is_proxy(address) && !self.is_workload(connection, clock) {
             return Some(address);
-        };
-        for hop in value.rsplit(',') {
-            // A chain that is broken anywhere on the way says nothing.
-            let Some(hop) = parse(hop.trim()) else {
+        }
+        let mut client = address;
+        for value in headers.get_all(FORWARDED_FOR).iter().rev() {
+            let Ok(value) = value.to_str() else {
                 return Some(address);
             };
-            client = hop;
-            if !is_trusted(hop) {
-                return Some(client);
+            for hop in value.rsplit(',') {
+                // A chain that is broken anywhere on the way says nothing.
+                let Some(hop) = parse(hop.trim()) else {
+                    return Some(address);
+                };
+                client = hop;
+                if !self.is_proxy(hop) {
+                    return Some(client);
+                }
             }
         }
+        Some(client)
     }
-    Some(client)
+
+    fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.iter().any(|net| net.contains(&address))
+    }
+
+    /// A connection may outlive the certificate that it began with.
+    fn is_workload(&self, connection: &Connection, clock: &dyn Clock) -> bool {
+        connection.certificate.as_ref().is_some_and(|certificate| {
+            let is_named = |name| certificate.names.contains(name);
+            self.workloads.iter().any(is_named) && clock.now() < certificate.not_after
+        })
+    }
 }
 
 /// What counts as one peer: an IPv4 address, or the /64 that one IPv6 host has
 /// to itself (RFC 6177).
-pub fn network(address: IpAddr) -> IpAddr {
+pub fn host(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
@@ -72,6 +101,9 @@ fn parse(hop: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use countersign_verifier::SystemClock;
+    use jiff::{SignedDuration, Timestamp};
+
     use super::*;
 
     fn client_of(connection: &str, forwarded: &[&str]) -> String {
@@ -79,12 +111,16 @@ mod tests {
         for value in forwarded {
             headers.append(FORWARDED_FOR, value.parse().unwrap());
         }
-        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        let trusted = Trusted {
+            proxies: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            workloads: Vec::new(),
+        };
         let connection = Connection {
             address: Some(connection.parse().unwrap()),
             ..Connection::default()
         };
-        client(&connection, &headers, &trusted).unwrap().to_string()
+        let client = trusted.client(&connection, &headers, &SystemClock);
+        client.unwrap().to_string()
     }
 
     #[test]
@@ -132,19 +168,69 @@ mod tests {
     }
 
     #[test]
+    fn a_workload_on_the_list_says_for_whom_it_calls_until_its_certificate_ends() {
+        let web = "spiffe://example.org/web";
+        let trusted = Trusted {
+            proxies: vec!["10.0.0.0/8".parse().unwrap()],
+            workloads: vec![web.parse().unwrap()],
+        };
+        let client = |name: Option<&str>, forwarded: &str, hours: i64| {
+            let now = SystemClock.now();
+            let certificate = name.map(|name| Certificate {
+                names: vec![name.parse().unwrap()],
+                not_before: Timestamp::UNIX_EPOCH,
+                not_after: now + SignedDuration::from_hours(hours),
+            });
+            let connection = Connection {
+                address: Some("203.0.113.7".parse().unwrap()),
+                certificate: certificate.map(Arc::new),
+            };
+            let mut headers = HeaderMap::new();
+            headers.append(FORWARDED_FOR, forwarded.parse().unwrap());
+            let client = trusted.client(&connection, &headers, &SystemClock);
+            client.unwrap().to_string()
+        };
+        assert_eq!(client(Some(web), "198.51.100.1", 1), "198.51.100.1");
+        // What it was told itself counts as far as proxies wrote it.
+        assert_eq!(
+            client(Some(web), "1.1.1.1, 198.51.100.1", 1),
+            "198.51.100.1"
+        );
+        assert_eq!(
+            client(Some(web), "198.51.100.1, 10.0.0.1", 1),
+            "198.51.100.1"
+        );
+        for (name, hours) in [
+            (None, 1),
+            (Some("spiffe://example.org/other"), 1),
+            (Some(web), -1),
+        ] {
+            assert_eq!(
+                client(name, "198.51.100.1", hours),
+                "203.0.113.7",
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_unix_socket_has_no_address_whatever_is_forwarded() {
         let mut headers = HeaderMap::new();
         headers.append(FORWARDED_FOR, "198.51.100.1".parse().unwrap());
-        let everyone = ["0.0.0.0/0".parse().unwrap()];
-        assert_eq!(client(&Connection::default(), &headers, &everyone), None);
+        let everyone = Trusted {
+            proxies: vec!["0.0.0.0/0".parse().unwrap()],
+            workloads: Vec::new(),
+        };
+        let client = everyone.client(&Connection::default(), &headers, &SystemClock);
+        assert_eq!(client, None);
     }
 
     #[test]
     fn a_peer_is_an_ipv4_address_or_an_ipv6_network() {
-        let network = |address: &str| super::network(address.parse().unwrap()).to_string();
-        assert_eq!(network("198.51.100.1"), "198.51.100.1");
-        assert_eq!(network("::ffff:198.51.100.1"), "198.51.100.1");
-        assert_eq!(network("2001:db8:0:1:2:3:4:5"), "2001:db8:0:1::");
-        assert_eq!(network("2001:db8:0:1::"), network("2001:db8:0:1:ffff::1"));
+        let host = |address: &str| super::host(address.parse().unwrap()).to_string();
+        assert_eq!(host("198.51.100.1"), "198.51.100.1");
+        assert_eq!(host("::ffff:198.51.100.1"), "198.51.100.1");
+        assert_eq!(host("2001:db8:0:1:2:3:4:5"), "2001:db8:0:1::");
+        assert_eq!(host("2001:db8:0:1::"), host("2001:db8:0:1:ffff::1"));
     }
 }

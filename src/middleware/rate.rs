@@ -1,14 +1,19 @@
 //! Limits per peer on the RPCs that let strangers in (GCRA). They hold back one
-//! noisy address; guessing spread over many is for the account's own limits.
+//! noisy address, and a network full of them; guessing that is spread further is
+//! for the account's own limits, and for who watches how many names fail.
 //!
-//! Memory is capped by counting in a fixed number of buckets: a peer's address,
-//! hashed under a random key, names its bucket. So no flood of addresses makes
+//! Memory is capped by counting in a fixed number of buckets: an address or a
+//! network, hashed under a random key, names its bucket. So no flood of addresses makes
 //! the table grow, nobody can choose whom to share a bucket with, and two quiet
 //! peers who do share one never notice.
 
 use std::{
-    collections::hash_map::RandomState, hash::BuildHasher as _, net::IpAddr, num::NonZeroU32,
-    sync::Arc, time::Duration,
+    collections::hash_map::RandomState,
+    hash::{BuildHasher as _, Hash},
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::Arc,
+    time::Duration,
 };
 
 use countersign_verifier::Clock;
@@ -22,7 +27,7 @@ use tower::{BoxError, filter::Predicate};
 
 use super::{Config, access::Rate, method, peer, refused};
 use crate::{
-    domain::Call,
+    domain::{Call, network},
     error::{Error, Result},
 };
 
@@ -40,9 +45,16 @@ pub struct PeerLimits {
     enabled: bool,
     seed: RandomState,
     clock: Monotonic,
-    login: Limiter,
-    register: Limiter,
-    refresh: Limiter,
+    login: Limit,
+    register: Limit,
+    refresh: Limit,
+}
+
+/// What one address may, and what its whole network.
+#[derive(Debug)]
+struct Limit {
+    address: Limiter,
+    network: Limiter,
 }
 
 /// Lets a call pass if its peer has not made too many.
@@ -70,12 +82,16 @@ impl PeerLimits {
             let store = DashMapStateStore::default();
             RateLimiter::new(Quota::per_minute(per_minute), store, clock.clone())
         };
+        let limit = |per_minute: u32| Limit {
+            address: limiter(per_minute),
+            network: limiter(per_minute.saturating_mul(config.network_factor)),
+        };
         Self {
             enabled: config.rate_limits_enabled,
             seed: RandomState::new(),
-            login: limiter(config.login_per_minute),
-            register: limiter(config.register_per_minute),
-            refresh: limiter(config.refresh_per_minute),
+            login: limit(config.login_per_minute),
+            register: limit(config.register_per_minute),
+            refresh: limit(config.refresh_per_minute),
             clock,
         }
     }
@@ -89,7 +105,7 @@ impl PeerLimits {
     }
 
     pub(super) fn sweep(&self) {
-        for limiter in [&self.login, &self.register, &self.refresh] {
+        for limiter in self.limiters() {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
@@ -99,10 +115,17 @@ impl PeerLimits {
 
     /// How many buckets are in use.
     pub(super) fn used(&self) -> usize {
-        self.login.len() + self.register.len() + self.refresh.len()
+        self.limiters().map(RateLimiter::len).sum()
     }
 
-    fn limiter(&self, rate: Rate) -> &Limiter {
+    fn limiters(&self) -> impl Iterator<Item = &Limiter> {
+        let limits = [&self.login, &self.register, &self.refresh];
+        limits
+            .into_iter()
+            .flat_map(|limit| [&limit.address, &limit.network])
+    }
+
+    fn limit(&self, rate: Rate) -> &Limit {
         match rate {
             Rate::Login => &self.login,
             Rate::Register => &self.register,
@@ -110,16 +133,26 @@ impl PeerLimits {
         }
     }
 
-    /// Counts a call.
+    /// Counts a call. The address comes first: one that calls too often uses up
+    /// none of what its neighbours may.
     pub(super) fn count(&self, rate: Rate, address: IpAddr) -> Result<()> {
         if !self.enabled {
             return Ok(());
         }
-        let bucket = self.seed.hash_one(peer::network(address)) % BUCKETS;
-        self.limiter(rate).check_key(&bucket).map_err(|not_until| {
-            refused("rate", rate.label());
+        let Limit {
+            address: one,
+            network: all,
+        } = self.limit(rate);
+        self.check(one, peer::host(address), rate.label())?;
+        self.check(all, network::of(address), rate.network_label())
+    }
+
+    fn check(&self, limiter: &Limiter, counted: impl Hash, label: &'static str) -> Result<()> {
+        let bucket = self.seed.hash_one(counted) % BUCKETS;
+        limiter.check_key(&bucket).map_err(|not_until| {
+            refused("rate", label);
             let wait = not_until.wait_time_from(self.clock.now());
-            Error::rate_limited(rate.label(), wait)
+            Error::rate_limited(label, wait)
         })
     }
 }

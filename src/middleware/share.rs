@@ -71,7 +71,7 @@ impl Stock {
     pub fn take(self: &Arc<Self>, address: Option<IpAddr>, amount: usize) -> Result<Share, Short> {
         let mut share = Share {
             stock: Arc::clone(self),
-            peer: address.map(peer::network),
+            peer: address.map(peer::host),
             amount: 0,
         };
         share.grow(amount)?;

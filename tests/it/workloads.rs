@@ -193,6 +193,34 @@ on_both! {
         assert_eq!((gateway.subject.as_str(), gateway.scopes.len()), ("gateway.internal", 0));
     }
 
+    async fn one_that_is_trusted_says_for_whom_it_logs_in_and_no_other_does(world: World) {
+        let email = world.person().await.email;
+        let fleet = Fleet::new();
+        let world = fleet.serve(world, &["spiffe://example.org/other"]).await;
+        let web = "spiffe://example.org/web";
+        let world = world.restarted(|config| config.limits.trusted_workloads = vec![web.into()]).await;
+        for (name, expected) in [
+            (Some(web), "198.51.100.7"),
+            (Some("spiffe://example.org/other"), "127.0.0.1"),
+            (None, "127.0.0.1"),
+        ] {
+            let identity = name.map(|name| fleet.identity(vec![uri(name)]));
+            let mut client = fleet.client(&world, identity.as_ref());
+            let mut request = tonic::Request::new(v1::LoginRequest {
+                identifier: email.clone(),
+                password: world::PASSWORD.into(),
+                ..Default::default()
+            });
+            let said = "203.0.113.9, 198.51.100.7".parse().unwrap();
+            request.metadata_mut().insert("x-forwarded-for", said);
+            let reply = client.auth.login(request).await.unwrap().into_inner();
+            let Some(v1::login_response::Result::Tokens(pair)) = reply.result else { panic!("no tokens") };
+            let sessions = calls::sessions(&client.with_token(&pair.access_token), "").await.unwrap();
+            let session = sessions.iter().find(|session| session.session_id == pair.session_id);
+            assert_eq!(session.unwrap().address, expected, "{name:?}");
+        }
+    }
+
     async fn who_is_not_on_the_list_is_nobody_and_no_error(world: World) {
         let fleet = Fleet::new();
         let world = fleet.serve(world, &["spiffe://example.org/orders countersign.users.read"]).await;

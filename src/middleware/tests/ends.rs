@@ -199,6 +199,46 @@ async fn a_peer_that_calls_too_often_is_held_back_and_others_are_not() {
 }
 
 #[tokio::test]
+async fn a_network_of_addresses_is_held_back_as_one_and_others_are_not() {
+    let edge = Edge::with(|parts| {
+        parts.config.login_per_minute = 2;
+        parts.config.network_factor = 3;
+    });
+    let count = |address: &str| {
+        let counted = edge
+            .limits
+            .count(access::Rate::Login, address.parse().unwrap());
+        counted.err().map(|error| {
+            let details = Status::from(error).get_error_details();
+            details.quota_failure().unwrap().violations[0]
+                .description
+                .clone()
+        })
+    };
+    for (network, elsewhere) in [
+        ("198.51.100.", "198.51.101.1"),
+        ("2001:db8:7:", "2001:db8:8::1"),
+    ] {
+        let of_network = Some("login_of_network".to_owned());
+        let address = |n: usize| {
+            let end = if network.ends_with(':') { "::1" } else { "" };
+            format!("{network}{n}{end}")
+        };
+        // What one address has too many uses up nothing of its neighbours'.
+        for _ in 0..20 {
+            count(&address(1));
+        }
+        assert_eq!(count(&address(1)), Some("login".to_owned()));
+        for n in 2..4 {
+            assert_eq!((count(&address(n)), count(&address(n))), (None, None));
+        }
+        assert_eq!(count(&address(4)), of_network);
+        assert_eq!(count(&address(5)), of_network);
+        assert_eq!(count(elsewhere), None);
+    }
+}
+
+#[tokio::test]
 async fn limits_per_peer_can_be_switched_off() {
     let edge = Edge::with(|parts| {
         parts.config.login_per_minute = 1;
@@ -213,13 +253,14 @@ async fn limits_per_peer_can_be_switched_off() {
 async fn a_flood_of_addresses_takes_no_more_than_the_buckets() {
     let edge = Edge::new();
     for address in 0..400_000_u32 {
-        let address = std::net::Ipv4Addr::from_bits(address).into();
+        // Each in a network of its own.
+        let address = std::net::Ipv4Addr::from_bits(address << 8).into();
         edge.limits
             .count(access::Rate::Login, address)
             .unwrap_or_default();
     }
     let used = edge.limits.used();
-    assert!((100_000..=131_072).contains(&used), "{used}");
+    assert!((200_000..=2 * 131_072).contains(&used), "{used}");
     edge.mint.clock.advance(Duration::from_secs(61));
     edge.limits.sweep();
     assert_eq!(edge.limits.used(), 0);
