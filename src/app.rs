@@ -25,8 +25,9 @@ use crate::{
     middleware::access,
     process::{Ports, Process, StopSignals, WORK_ENDS},
     service::{
-        Core, Feed, Keyring, Policy, Skew, Throttle, Trust, Work, audit::Chainer, janitor::Janitor,
-        presence::Presence, rotation::Rotation, trust::Follower, wake::Wake,
+        Core, Feed, Keyring, Policy, Skew, Stuffing, Throttle, Trust, Work, audit::Chainer,
+        janitor::Janitor, presence::Presence, rotation::Rotation, stuffing::Lookout,
+        trust::Follower, wake::Wake,
     },
     store::Store,
     telemetry::{self, Telemetry},
@@ -77,6 +78,8 @@ pub async fn core(
     let breach_list = BreachList::new(&config.breached_passwords).map_err(anyhow::Error::msg)?;
     // Whoever tries one name must leave places for all others.
     let longest_line = lanes.capacity() / 2;
+    let watched = config.limits.rate_limits_enabled;
+    let stuffing = Stuffing::new(&config.credential_stuffing, watched, Arc::clone(&clock));
     Ok(Core {
         node_id: uuid::Builder::from_random_bytes(entropy.array()).into_uuid(),
         store: store.await?,
@@ -89,6 +92,7 @@ pub async fn core(
         skew: Skew::new(config.tokens.max_clock_skew_seconds),
         throttle: Throttle::new(config.login_throttle.limits(), longest_line),
         sampler: config.audit.sampler(),
+        stuffing,
         policy: Policy {
             issuer: config.issuer.clone(),
             audiences: config.audiences.clone(),
@@ -222,6 +226,8 @@ fn spawn_work(
     tasks.spawn("rotating signing keys", work, rotation.map(Ok));
     let chaining = Chainer::new(Arc::clone(core)).run(over.clone());
     tasks.spawn("chaining the audit log", work, chaining.map(Ok));
+    let watching = Lookout::new(Arc::clone(core)).run(over.clone());
+    tasks.spawn("watching failed logins", work, watching.map(Ok));
     let janitor = Janitor::new(Arc::clone(core), JANITOR_EVERY).run(over.clone());
     tasks.spawn("the janitor", work, janitor.map(Ok));
     let (store, until) = (core.store.clone(), over.clone());

@@ -68,6 +68,8 @@ pub struct Config {
     pub breached_passwords: breach_list::Config,
     /// Failed logins.
     pub login_throttle: service::throttle::Config,
+    /// Failed logins under many names.
+    pub credential_stuffing: service::stuffing::Config,
     /// Signing keys.
     pub keys: service::keys::Config,
     /// Access tokens.
@@ -210,6 +212,7 @@ impl Default for Config {
             passwords: service::password::Config::default(),
             breached_passwords: breach_list::Config::default(),
             login_throttle: service::throttle::Config::default(),
+            credential_stuffing: service::stuffing::Config::default(),
             keys: service::keys::Config::default(),
             tokens: service::token::Config::default(),
             sessions: service::session::Config::default(),

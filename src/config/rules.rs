@@ -186,6 +186,7 @@ fn check_sections(config: &Config, role: Role, problems: &mut Vec<String>) {
         ("passwords", config.passwords.validate()),
         ("breached_passwords", config.breached_passwords.validate()),
         ("login_throttle", config.login_throttle.validate()),
+        ("credential_stuffing", config.credential_stuffing.validate()),
         ("keys", config.keys.validate()),
         ("tokens", config.tokens.validate()),
         ("sessions", config.sessions.validate()),

@@ -162,6 +162,11 @@ actions! {
     LoginThrottled = "session.login_throttled",
     /// Another's sessions were listed.
     SessionsListed = "session.listed",
+    /// Logins from a network (that of the event's address), or on a whole node, began to
+    /// look like credential stuffing. Once for each episode.
+    StuffingBegan = "session.stuffing_began",
+    /// They do no more.
+    StuffingEnded = "session.stuffing_ended",
     /// A session was ended by its owner.
     Logout = "session.logout",
     /// A session was ended, by its owner or another.

@@ -17,6 +17,7 @@ pub mod permission;
 pub mod role;
 pub mod session;
 pub mod signing_key;
+pub mod stuffing;
 pub mod text;
 pub mod throttle;
 pub mod trust;

@@ -42,13 +42,14 @@ pub struct LoggedIn {
 
 /// Opens a session.
 ///
-/// The order matters. A node without keys says so before it looks at anything;
-/// the lane's ticket comes next, so that a shed call costs no query and is not
-/// counted; then a node whose clock is wrong says so; then the throttle, which may
-/// refuse; the connection is given back before the hash, so that waiting logins hold
-/// none; the session is opened only if nothing has ended the account's sessions since
-/// the password was checked, so that no login with an old password outlives its
-/// change.
+/// The order matters. A node without keys says so before it looks at anything; the
+/// lane's ticket comes next, so that a shed call costs no query and is not counted;
+/// then a node whose clock is wrong says so; then the throttle looks whether the
+/// device is known, as whoever comes from where many names fail may have to wait
+/// unless it is, and may refuse itself; the connection is given back before the
+/// hash, so that waiting logins hold none; the session is opened only if nothing
+/// has ended the account's sessions since the password was checked, so that no
+/// login with an old password outlives its change.
 pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     let audiences = token::audiences(core, wish.audiences)?;
     let keys = core.keyring.keys()?;
@@ -57,6 +58,9 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     let device = keys.request.device(&wish.device_token);
     let look = throttle::look(core, call, &wish.identifier, device).await?;
     let known_device = look.by_device;
+    if !known_device {
+        core.stuffing.admit(call)?;
+    }
     let (found, attempt) = throttle::admit(core, call, look).await?;
     let user_id = found.as_ref().map(|account| account.user_id);
     // An account that may not log in is judged like one that is not there: a
@@ -67,7 +71,7 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     let stored = active.and_then(|account| account.password.as_ref());
     let verdict = ticket.verify(&wish.password, stored, call).await?;
     let (Some(account), Verdict::Match { upgraded }) = (found, verdict) else {
-        return refuse(core, call, &attempt, user_id).await;
+        return refuse(core, call, &wish.identifier, &attempt, user_id).await;
     };
 
     let now = core.now();
@@ -114,8 +118,9 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
         })
         .await?;
     let Some((epoch, roles)) = opened.value else {
-        return refuse(core, call, &attempt, user_id).await;
+        return refuse(core, call, &wish.identifier, &attempt, user_id).await;
     };
+    core.stuffing.count(call, &wish.identifier, true);
     // Whoever comes next under this name need not wait for the rest.
     drop(attempt);
     core.trust.reach(opened.seq).await?;
@@ -149,9 +154,11 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
 async fn refuse(
     core: &Core,
     call: &Call,
+    name: &Identifier,
     attempt: &Attempt<'_>,
     subject: Option<UserId>,
 ) -> Result<LoggedIn> {
+    core.stuffing.count(call, name, false);
     let mut event = record::event(core, call, Action::Login).failed();
     event.subject = subject;
     record::failure(core, &call.without_deadline(), event, async |tx| {

@@ -14,6 +14,7 @@
 //! | `presence` | what a node tells the others about itself |
 //! | `skew` | whether its clock is right |
 //! | `throttle` | slowing down those who guess passwords |
+//! | `stuffing` | the same where they try many names |
 //! | `trust` | following the trust log |
 //! | `wake` | being told that it has grown |
 //! | `feed` | telling validators what the log says |
@@ -47,6 +48,7 @@ pub mod secret_keys;
 pub mod session;
 pub mod sessions;
 pub mod skew;
+pub mod stuffing;
 pub mod throttle;
 pub mod token;
 pub mod trust;
@@ -69,6 +71,7 @@ use crate::{
 pub use feed::Feed;
 pub use keyring::Keyring;
 pub use skew::Skew;
+pub use stuffing::Stuffing;
 pub use throttle::Throttle;
 pub use trust::Trust;
 pub use work::Work;
@@ -98,6 +101,8 @@ pub struct Core {
     pub throttle: Throttle,
     /// Which events are recorded one by one.
     pub sampler: audit::Sampler,
+    /// From where names are tried that fail.
+    pub stuffing: Stuffing,
     /// The rules' settings.
     pub policy: Policy,
 }

@@ -219,6 +219,25 @@ pub const METRICS: &[Metric] = &[
         "Stored signing keys whose rows were altered or put back: they are not trusted",
     ),
     metric(
+        "countersign_stuffing_episodes_total",
+        Kind::Counter,
+        &["of"],
+        "Times that logins from a network, or on the whole node, began to look like credential \
+         stuffing (of: network, node)",
+    ),
+    metric(
+        "countersign_stuffing_networks",
+        Kind::Gauge,
+        &[],
+        "Networks whose logins are slowed, as many names fail from there",
+    ),
+    metric(
+        "countersign_stuffing_refused_total",
+        Kind::Counter,
+        &[],
+        "Logins refused because their network is slowed",
+    ),
+    metric(
         "countersign_tls_handshake_failures_total",
         Kind::Counter,
         &["cause"],

@@ -57,6 +57,7 @@ mod roles;
 mod rooms;
 mod sessions;
 mod sidecar;
+mod stuffing;
 mod throttle;
 mod trust;
 mod users;

@@ -1,0 +1,363 @@
+//! Holding back credential stuffing and spraying, where each name is tried but a
+//! few times and no counter by name sees it. `domain::stuffing` says what looks
+//! like it; here are the places that are watched (networks, and the node as a
+//! whole), on this node alone and in its memory.
+//!
+//! A network that looks like it is slowed and not shut out: behind it may be an
+//! office, and one of its people, or something on one of its machines, can bring
+//! this about. Whoever has logged in from a device before does not feel it. The
+//! node as a whole is not slowed at all, as then whoever has networks enough
+//! could keep everybody out; it takes less to slow a network, and people are told.
+//!
+//! A hash names the place of a network, and there are only so many places. Two
+//! networks may share one; nobody can choose with whom.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::RandomState},
+    hash::BuildHasher as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use countersign_verifier::Clock;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Core, record};
+use crate::{
+    domain::{
+        AuditEvent, Call, Identifier,
+        audit::Action,
+        network,
+        stuffing::{Limits, Tally, Watch},
+    },
+    error::{Error, Result},
+};
+
+/// Networks that can be watched at once; each takes about 300 bytes.
+const PLACES: u64 = 1 << 15;
+
+/// Words of bits for the names of a network: it can tell apart some 1,500.
+const WORDS: usize = 8;
+
+/// For those of the node: some 200,000.
+const WORDS_OF_NODE: usize = 1024;
+
+/// A node on which many names fail slows a network for so many times fewer.
+const WARY: u32 = 4;
+
+/// How often the ends of episodes are looked for. Beginnings are told at once.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// `[credential_stuffing]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// For how long names are counted.
+    pub window_seconds: u32,
+    /// Names that fail from one network.
+    pub failed_names: u32,
+    /// Names that fail on the node.
+    pub failed_names_of_node: u32,
+    /// Of so many in a hundred names somebody got in: then nothing is slowed.
+    pub success_percent: u32,
+    /// Logins from a network that is slowed.
+    pub logins_per_minute: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            window_seconds: 600,
+            failed_names: 20,
+            failed_names_of_node: 500,
+            success_percent: 20,
+            logins_per_minute: 6,
+        }
+    }
+}
+
+impl Config {
+    /// What is wrong with the settings, and how to mend it.
+    pub fn validate(&self) -> Result<(), Vec<String>> {
+        let ranges = [
+            ("window_seconds", self.window_seconds, 60..=86_400),
+            ("failed_names", self.failed_names, 5..=1_000),
+            (
+                "failed_names_of_node",
+                self.failed_names_of_node,
+                self.failed_names..=100_000,
+            ),
+            ("success_percent", self.success_percent, 1..=100),
+            ("logins_per_minute", self.logins_per_minute, 1..=600),
+        ];
+        let wrong = ranges
+            .into_iter()
+            .filter(|(_, value, range)| !range.contains(value));
+        let problems: Vec<_> = wrong
+            .map(|(key, value, range)| {
+                format!(
+                    "credential_stuffing.{key} is {value}; set it to {} to {}",
+                    range.start(),
+                    range.end()
+                )
+            })
+            .collect();
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
+    }
+
+    fn limits(&self, failed_names: u32) -> Limits {
+        Limits {
+            window: Duration::from_secs(u64::from(self.window_seconds)),
+            failed_names,
+            success_percent: self.success_percent,
+            pause: Duration::from_mins(1) / self.logins_per_minute.max(1),
+        }
+    }
+}
+
+/// From where names are tried, and what came of it.
+#[derive(Debug)]
+pub struct Stuffing {
+    enabled: bool,
+    of_network: Limits,
+    of_node: Limits,
+    clock: Arc<dyn Clock>,
+    seed: RandomState,
+    places: Mutex<Places>,
+    began: Notify,
+}
+
+#[derive(Debug)]
+struct Places {
+    node: Place,
+    networks: HashMap<u64, Place>,
+}
+
+/// A network, or the node.
+#[derive(Debug)]
+struct Place {
+    network: Option<IpNet>,
+    watch: Watch,
+    /// Whether people were told of the episode that there is, or was.
+    told: bool,
+}
+
+/// An episode that has begun, or ended.
+#[derive(Debug)]
+struct Turn {
+    network: Option<IpNet>,
+    began: bool,
+    tally: Tally,
+}
+
+impl Stuffing {
+    /// Nothing was seen yet.
+    pub fn new(config: &Config, enabled: bool, clock: Arc<dyn Clock>) -> Self {
+        let places = Places {
+            node: Place::new(None, WORDS_OF_NODE, clock.monotonic()),
+            networks: HashMap::new(),
+        };
+        Self {
+            enabled,
+            of_network: config.limits(config.failed_names),
+            of_node: config.limits(config.failed_names_of_node),
+            clock,
+            seed: RandomState::new(),
+            places: Mutex::new(places),
+            began: Notify::new(),
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, network: IpNet) -> u64 {
+        self.seed.hash_one(network) % PLACES
+    }
+
+    /// Lets a login from an unknown device pass, unless its network is slowed and
+    /// another has just passed.
+    pub(super) fn admit(&self, call: &Call) -> Result<()> {
+        let Some(address) = call.peer.address else {
+            return Ok(());
+        };
+        let place = self.place(network::of(address));
+        let mut places = self.places();
+        let Some(place) = places.networks.get_mut(&place) else {
+            return Ok(());
+        };
+        let now = self.clock.monotonic();
+        place.watch.admit(&self.of_network, now).map_err(|wait| {
+            metrics::counter!("countersign_stuffing_refused_total").increment(1);
+            Error::rate_limited("failed_names_of_network", wait)
+        })
+    }
+
+    /// Counts a password that was looked at.
+    pub(super) fn count(&self, call: &Call, name: &Identifier, succeeded: bool) {
+        if !self.enabled {
+            return;
+        }
+        let name = self.seed.hash_one(name);
+        let now = self.clock.monotonic();
+        let mut places = self.places();
+        let Places { node, networks } = &mut *places;
+        let mut began = node.watch.count(name, succeeded, &self.of_node, now);
+        if let Some(address) = call.peer.address {
+            let mut limits = self.of_network;
+            if node.watch.is_slowed(now) {
+                limits.failed_names /= WARY;
+            }
+            let network = network::of(address);
+            let place = networks.entry(self.place(network));
+            let place = place.or_insert_with(|| Place::new(Some(network), WORDS, now));
+            if place.watch.count(name, succeeded, &limits, now) {
+                // Another may have had the place before.
+                place.network = Some(network);
+                began = true;
+            }
+        }
+        if began {
+            self.began.notify_one();
+        }
+    }
+
+    /// The episodes that have begun or ended since. Forgets networks that are quiet.
+    fn turns(&self) -> Vec<Turn> {
+        let now = self.clock.monotonic();
+        let mut turns = Vec::new();
+        let mut places = self.places();
+        let Places { node, networks } = &mut *places;
+        turns.extend(node.turn(now));
+        turns.extend(networks.values_mut().filter_map(|place| place.turn(now)));
+        networks.retain(|_, place| !place.watch.is_idle(&self.of_network, now));
+        networks.shrink_to_fit();
+        let slowed = networks.values().filter(|place| place.told).count();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        metrics::gauge!("countersign_stuffing_networks").set(slowed as f64);
+        turns
+    }
+}
+
+impl Place {
+    fn new(network: Option<IpNet>, words: usize, now: Duration) -> Self {
+        Self {
+            network,
+            watch: Watch::new(words, now),
+            told: false,
+        }
+    }
+
+    fn turn(&mut self, now: Duration) -> Option<Turn> {
+        let began = self.watch.is_slowed(now);
+        (began != std::mem::replace(&mut self.told, began)).then(|| Turn {
+            network: self.network,
+            began,
+            tally: self.watch.tally(),
+        })
+    }
+}
+
+/// The task that tells people: a line in the log and a record in the audit log for
+/// each beginning and each end.
+#[derive(Debug)]
+pub struct Lookout {
+    core: Arc<Core>,
+    call: Call,
+    /// Where the database was away.
+    unrecorded: VecDeque<AuditEvent>,
+}
+
+impl Lookout {
+    /// Nothing is told yet.
+    pub fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            call: Call::internal("stuffing"),
+            unrecorded: VecDeque::new(),
+        }
+    }
+
+    /// Works until told to stop.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut quiet = false;
+        loop {
+            let core = Arc::clone(&self.core);
+            tokio::select! {
+                () = core.stuffing.began.notified() => {}
+                () = sleep(EVERY) => {}
+                () = shutdown.cancelled() => return,
+            }
+            let told = self.tell().await;
+            if let Err(error) = &told
+                && !quiet
+            {
+                tracing::warn!(
+                    cause = crate::error::chain(error),
+                    "credential stuffing could not be recorded; it will be"
+                );
+            }
+            quiet = told.is_err();
+        }
+    }
+
+    /// Tells of what has begun and what has ended, and records it; what cannot be
+    /// recorded is kept for the next time.
+    pub async fn tell(&mut self) -> Result<()> {
+        for turn in self.core.stuffing.turns() {
+            turn.log();
+            let event = turn.event(&self.core, &self.call);
+            self.unrecorded.push_back(event);
+        }
+        while let Some(event) = self.unrecorded.front() {
+            let insert = async |tx: &mut _| record::insert(&self.core, tx, event).await;
+            self.core.store.write(&self.call, insert).await?;
+            self.unrecorded.pop_front();
+        }
+        Ok(())
+    }
+}
+
+impl Turn {
+    fn log(&self) {
+        let Tally { failed, succeeded } = self.tally;
+        let network = self.network.map(|network| network.to_string());
+        let network = network.as_deref();
+        if !self.began {
+            tracing::info!(network, "logins look like credential stuffing no more");
+            return;
+        }
+        let of = if network.is_some() { "network" } else { "node" };
+        metrics::counter!("countersign_stuffing_episodes_total", "of" => of).increment(1);
+        tracing::warn!(
+            of,
+            network,
+            failed_names = failed,
+            successful_names = succeeded,
+            "logins look like credential stuffing"
+        );
+    }
+
+    fn event(&self, core: &Core, call: &Call) -> AuditEvent {
+        let event = if self.began {
+            record::event(core, call, Action::StuffingBegan).failed()
+        } else {
+            record::event(core, call, Action::StuffingEnded)
+        };
+        AuditEvent {
+            address: self.network.map(|network| network.addr()),
+            ..event
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
