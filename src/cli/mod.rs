@@ -16,6 +16,7 @@ pub mod secret_key;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod token;
 pub mod user;
 
 use std::{
@@ -110,6 +111,9 @@ pub enum Command {
     /// Show and rotate keys, and change the master key
     #[command(subcommand)]
     Key(key::Command),
+    /// Say why a token is refused
+    #[command(subcommand)]
+    Token(token::Command),
     /// Check that the audit log is whole
     #[command(subcommand)]
     Audit(audit::Command),
@@ -232,6 +236,18 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
                 key::run(command, &open(&config).await?).await
             })
             .await?
+        }
+        Command::Token(command) => {
+            let explained = on(work, async move {
+                token::run(command, open(&config).await?, &config).await
+            })
+            .await?;
+            print(&explained.output)?;
+            return Ok(if explained.is_good {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         Command::Audit(command) => {
             let checked = on(work, async move {

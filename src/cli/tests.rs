@@ -38,6 +38,8 @@ fn what_the_manual_says_is_understood() {
         "countersign key stage --algorithm ES256",
         "countersign key activate KID --force --retire-previous",
         "countersign key retire KID",
+        "countersign token explain",
+        "countersign token explain --audience orders --format json",
         "countersign audit verify",
         "countersign audit verify --format json",
         "countersign backup /tmp/copy.db",
@@ -69,6 +71,10 @@ fn what_makes_no_sense_is_refused() {
         ),
         (
             "countersign user create --email a@b.c --password x",
+            ErrorKind::UnknownArgument,
+        ),
+        (
+            "countersign token explain eyJ.eyJ.abc",
             ErrorKind::UnknownArgument,
         ),
         (

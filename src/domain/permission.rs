@@ -50,6 +50,8 @@ permissions! {
     SessionsRead = "countersign.sessions.read",
     /// End everyone's sessions.
     SessionsRevoke = "countersign.sessions.revoke",
+    /// Learn why an access token or API key is refused, and what it would stand for.
+    TokensExplain = "countersign.tokens.explain",
     /// Follow what validators are told: keys, revocations, API keys.
     TrustWatch = "countersign.trust.watch",
     /// See everyone's API keys.

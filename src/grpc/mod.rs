@@ -5,6 +5,7 @@ mod api_key;
 mod audit;
 mod auth;
 mod convert;
+pub mod explain;
 pub mod ext_authz;
 mod key;
 mod role;

@@ -6,7 +6,7 @@ use countersign_proto::v1::{self, token_service_server::TokenService, validate_t
 use countersign_verifier::{Caller, Rejection};
 use tonic::{Request, Response, Status};
 
-use super::{TokenApi, convert};
+use super::{TokenApi, convert, explain};
 use crate::{
     domain::{Invalid, Violations},
     error::{Error, Reason, Result},
@@ -64,6 +64,30 @@ impl TokenService for TokenApi {
             });
         }
         Ok(Response::new(v1::ValidateTokensResponse { results }))
+    }
+
+    async fn explain_token(
+        &self,
+        request: Request<v1::ExplainTokenRequest>,
+    ) -> Result<Response<v1::ExplainTokenResponse>, Status> {
+        let v1::ExplainTokenRequest { token, audience } = request.into_inner();
+        let item = v1::ValidateTokenRequest { token, audience };
+        check(std::slice::from_ref(&item), false)?;
+        let audience = Some(item.audience.as_str()).filter(|audience| !audience.is_empty());
+        let explained = self.verifier.explain(&item.token, audience);
+        let explained = explained.map_err(|_| Error::not_ready())?;
+        // Who looks at the sessions of others leaves a trace, whichever calls are
+        // sampled.
+        let claims = explain::claims(&explained);
+        tracing::info!(
+            finding = explained
+                .rejection
+                .as_ref()
+                .map_or("good", Rejection::label),
+            token_id = claims.as_ref().map(|claims| &*claims.token_id),
+            "a token was explained"
+        );
+        Ok(Response::new(explain::response(&explained)))
     }
 
     async fn get_jwks(

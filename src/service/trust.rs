@@ -128,6 +128,11 @@ impl Follower {
         }
     }
 
+    /// Reads everything once, for the command line: it changes nothing.
+    pub async fn load(mut self) -> Result<()> {
+        self.snapshot(Revocations::default()).await
+    }
+
     /// Prepares the database (schema, first keys), takes the first snapshot
     /// and follows from there. While the database is away it tries again, and
     /// validation goes on with what is known. Fails only where trying again

@@ -302,6 +302,12 @@ async fn people(walk: &mut Walk) {
         let reply = nobody.tokens.validate_tokens(items).await;
         good(reply);
     }
+    let request = v1::ExplainTokenRequest {
+        token: pair.access_token.clone(),
+        audience: String::new(),
+    };
+    let reply = ana.tokens.explain_token(request).await;
+    walk.bad(reply);
     let reply = nobody.tokens.get_jwks(v1::GetJwksRequest {}).await;
     good(reply);
     let mut forger = walk.nobody.with_token(BAD_TOKEN);
@@ -636,7 +642,14 @@ async fn keys(walk: &mut Walk) {
 
 /// Who reads what they have all done.
 async fn audit(walk: &mut Walk) {
-    let (mut admin, _) = walk.login(ADMIN_EMAIL, PASSWORD).await;
+    let (mut admin, pair) = walk.login(ADMIN_EMAIL, PASSWORD).await;
+    for token in [&*pair.access_token, BAD_TOKEN] {
+        let request = v1::ExplainTokenRequest {
+            token: token.to_owned(),
+            audience: String::new(),
+        };
+        good(admin.tokens.explain_token(request).await);
+    }
     let reply = admin.audit.list_events(v1::ListEventsRequest::default());
     assert!(good(reply.await).events.len() > 10);
     let watch = v1::WatchEventsRequest {

@@ -165,6 +165,9 @@ impl Field {
             // A bad token is a result there.
             ("TokenService/ValidateTokens", "items.token") => (usize::MAX, Code::Ok, ""),
             ("TokenService/ValidateTokens", "items.audience") => (256, Code::Ok, ""),
+            // So it is there.
+            ("TokenService/ExplainToken", "token") => (usize::MAX, Code::Ok, ""),
+            ("TokenService/ExplainToken", "audience") => (256, Code::Ok, ""),
             (_, "refresh_token") => (1024, UNAUTHENTICATED, "REFRESH_TOKEN_INVALID"),
             // A bad one is passed over.
             (_, "device_token") => (1024, Code::Ok, ""),
@@ -276,7 +279,7 @@ impl<'w> Attack<'w> {
                 self.objects.free_email = self.world.new_email();
             }
             "Login" | "UpdateRole" | "WhoAmI" | "WatchEvents" | "VerifyLog" => {}
-            read if ["Get", "BatchGet", "List", "Validate"]
+            read if ["Get", "BatchGet", "List", "Validate", "Explain"]
                 .iter()
                 .any(|start| read.starts_with(start)) => {}
             "StageKey" | "RetireKey" => self.keys().await,

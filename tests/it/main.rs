@@ -31,6 +31,7 @@ mod clients;
 mod correlation;
 mod elsewhere;
 mod envoy;
+mod explain;
 mod fleet;
 mod grpc_web;
 mod harness;

@@ -81,6 +81,7 @@ const TABLE: &[Row] = &[
     //                                                                     Anon  Bad   Own   Other Lack  Perm  Below Admin
     row("TokenService/ValidateToken", "",                                 [GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD]),
     row("TokenService/ValidateTokens", "",                                [GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD]),
+    row("TokenService/ExplainToken", "countersign.tokens.explain",        [NONE, BAD_, DENY, DENY, DENY, GOOD, GOOD, GOOD]),
     row("TokenService/GetJwks", "",                                       [GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD]),
     row("AuthService/Register", "",                                       [GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD]),
     row("AuthService/Login", "",                                          [GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD]),

@@ -161,6 +161,11 @@ impl ApiKeys {
         self.len() == 0
     }
 
+    /// Whom the key with this secret speaks for, or did until it ended.
+    pub(crate) fn known(&self, hash: ApiKeyHash) -> Option<&Arc<Caller>> {
+        self.by_hash.get(&hash)
+    }
+
     /// Whom the key with this secret speaks for, at this time. No leeway: such a key lives long.
     pub(crate) fn caller(
         &self,

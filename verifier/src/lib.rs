@@ -11,6 +11,7 @@
 //!   knows how old its knowledge is ([`Verifier::staleness`]).
 //! - A good access token or API key gives a [`Caller`]. A bad one gives a [`Rejection`], the exact
 //!   reason, which is for logs and metrics; whoever sent the token learns only that it is not valid.
+//!   [`Verifier::explain`] says more, to someone with the permission to ask.
 //! - [`Claims`] is the wire form of an access token (RFC 9068), shared with the side that mints.
 //! - [`Clock`] is passed in; [`SystemClock`] is the one place that reads the time.
 //!
@@ -61,6 +62,7 @@ mod claims;
 #[cfg(feature = "client")]
 pub mod client;
 mod clock;
+mod explanation;
 mod key;
 #[cfg(feature = "layer")]
 pub mod layer;
@@ -81,6 +83,7 @@ pub use cache::CacheCounts;
 pub use caller::{Caller, Credential, Subject};
 pub use claims::Claims;
 pub use clock::{Clock, SystemClock};
+pub use explanation::Explanation;
 pub use key::{Algorithm, InvalidKey, Jwk, KeySet, KeyState, PublicKey};
 pub use rejection::Rejection;
 pub use revocations::Revocations;

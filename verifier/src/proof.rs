@@ -63,6 +63,14 @@ impl Proof {
         &self.caller
     }
 
+    pub(crate) fn not_before(&self) -> Timestamp {
+        self.not_before
+    }
+
+    pub(crate) fn into_issuer(self) -> String {
+        self.issuer
+    }
+
     /// Whether the key that gave this proof is trusted, and not just another one of the same id.
     pub(crate) fn holds(&self, state: &TrustState) -> bool {
         trusted_key(state, self.key.kid())

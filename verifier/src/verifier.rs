@@ -18,8 +18,8 @@ use jiff::{SignedDuration, Timestamp};
 use crate::cache::TokenCache;
 use crate::proof::{Proof, check_audience, check_expiry, check_revocations, trusted_key};
 use crate::{
-    API_KEY_PREFIX, ApiKeyHash, CacheCounts, Caller, Clock, Credential, MAX_TOKEN_BYTES, Rejection,
-    TrustState,
+    API_KEY_PREFIX, ApiKeyHash, CacheCounts, Caller, Clock, Credential, Explanation,
+    MAX_TOKEN_BYTES, Rejection, TrustState,
 };
 
 /// How strict a verifier is where the standards leave a choice.
@@ -200,6 +200,24 @@ impl Verifier {
             Err(_) => self.tokens.remove(digest.as_ref()),
         }
         verdict.map(|()| Arc::clone(proof.caller()))
+    }
+
+    /// Says why a credential is good or not, and what it would stand for: to someone with the
+    /// permission to ask, which whoever sent it need not have. The verdict is that of
+    /// [`verify`](Self::verify).
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection::NotReady`] alone.
+    pub fn explain(
+        &self,
+        credential: &str,
+        audience: Option<&str>,
+    ) -> Result<Explanation, Rejection> {
+        let rejection = self.verify(credential, audience).err();
+        let state = self.state().ok_or(Rejection::NotReady)?;
+        let now = self.clock.now();
+        Ok(Explanation::of(credential, rejection, &state, now))
     }
 
     /// How often a token's signature had been checked before, and how many tokens are remembered.

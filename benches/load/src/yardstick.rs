@@ -18,8 +18,8 @@ use argon2::{
 };
 use clap::{Subcommand, ValueEnum};
 use countersign_proto::v1::{
-    GetJwksRequest, GetJwksResponse, ValidateTokenRequest, ValidateTokenResponse,
-    ValidateTokensRequest, ValidateTokensResponse,
+    ExplainTokenRequest, ExplainTokenResponse, GetJwksRequest, GetJwksResponse,
+    ValidateTokenRequest, ValidateTokenResponse, ValidateTokensRequest, ValidateTokensResponse,
     token_service_server::{TokenService, TokenServiceServer},
 };
 use diesel::{Connection as _, ExpressionMethods as _, RunQueryDsl as _, SqliteConnection};
@@ -183,6 +183,13 @@ impl TokenService for Bare {
         &self,
         _: Request<ValidateTokensRequest>,
     ) -> Result<Response<ValidateTokensResponse>, Status> {
+        Err(Status::unimplemented("not a part of the yardstick"))
+    }
+
+    async fn explain_token(
+        &self,
+        _: Request<ExplainTokenRequest>,
+    ) -> Result<Response<ExplainTokenResponse>, Status> {
         Err(Status::unimplemented("not a part of the yardstick"))
     }
 }

@@ -249,6 +249,11 @@ pub fn request(rpc: &str, on: &Objects) -> Vec<u8> {
             items: vec![validate()],
         }
         .encode_to_vec(),
+        "TokenService/ExplainToken" => v1::ExplainTokenRequest {
+            token: on.target.tokens.access_token.clone(),
+            audience: String::new(),
+        }
+        .encode_to_vec(),
         "TokenService/GetJwks" | "AuthService/WhoAmI" | "AuthService/Logout" => Vec::new(),
         "AuthService/Register" => v1::RegisterRequest {
             email: on.free_email.clone(),

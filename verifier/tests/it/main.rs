@@ -9,6 +9,8 @@ mod cache;
 #[cfg(test)]
 mod claims;
 #[cfg(test)]
+mod explain;
+#[cfg(test)]
 mod feed;
 #[cfg(test)]
 mod interoperation;

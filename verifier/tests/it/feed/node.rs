@@ -267,4 +267,11 @@ impl TokenService for Node {
     ) -> Result<Response<v1::ValidateTokensResponse>, Status> {
         Err(Status::unimplemented("a validator never asks"))
     }
+
+    async fn explain_token(
+        &self,
+        _request: Request<v1::ExplainTokenRequest>,
+    ) -> Result<Response<v1::ExplainTokenResponse>, Status> {
+        Err(Status::unimplemented("a validator never asks"))
+    }
 }
