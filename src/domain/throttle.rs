@@ -36,6 +36,21 @@ pub struct Counter {
     pub expires_at: Timestamp,
 }
 
+impl Counter {
+    /// What counts where both do: the more failures, and the longer wait.
+    pub fn stricter(self, other: Self) -> Self {
+        let longer = if other.not_before > self.not_before {
+            other
+        } else {
+            self
+        };
+        Self {
+            failures: self.failures.max(other.failures),
+            ..longer
+        }
+    }
+}
+
 /// Until somebody resets it, in effect; but no row is for ever.
 const UNTIL_RESET: SignedDuration = SignedDuration::from_hours(365 * 24);
 

@@ -392,17 +392,17 @@ pub(super) async fn carry(core: &Core, tx: &mut Conn, before: &User, after: &Use
     for key in names(core, before)? {
         counters.extend(login_throttle::find(tx, &key).await?);
     }
-    let Some(most) = counters.into_iter().max_by_key(|counter| counter.failures) else {
+    let Some(strictest) = counters.into_iter().reduce(Counter::stricter) else {
         return Ok(());
     };
     for key in names(core, after)? {
         loop {
             let settled = match login_throttle::find(tx, &key).await? {
-                None => login_throttle::insert(tx, &key, &most).await?,
-                Some(seen) if seen.failures < most.failures => {
-                    login_throttle::replace(tx, &key, &seen, &most).await?
-                }
-                Some(_) => true,
+                None => login_throttle::insert(tx, &key, &strictest).await?,
+                Some(seen) => match seen.stricter(strictest) {
+                    same if same == seen => true,
+                    next => login_throttle::replace(tx, &key, &seen, &next).await?,
+                },
             };
             if settled {
                 break;

@@ -142,6 +142,21 @@ fn a_clock_that_was_set_back_makes_no_wait_longer() {
 }
 
 #[test]
+fn of_two_counters_the_failures_of_one_and_the_wait_of_the_other_may_count() {
+    let often = (0..4).fold(None, |seen, n| Some(LIMITS.failed(seen.as_ref(), at(n))));
+    let strict = Limits {
+        before_delay: 1,
+        ..LIMITS
+    };
+    let (often, lately) = (often.unwrap(), strict.failed(None, at(100)));
+    let both = often.stricter(lately);
+    assert_eq!(both, lately.stricter(often));
+    assert_eq!((both.failures, both.not_before), (4, lately.not_before));
+    assert_eq!(both.expires_at, lately.expires_at);
+    assert_eq!(both.stricter(often), both);
+}
+
+#[test]
 fn limits_that_were_made_gentler_hold_at_once() {
     let strict = Limits {
         first_delay: SignedDuration::from_secs(3600),
