@@ -106,7 +106,52 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prelude::*, test_runner::RngSeed};
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            rng_seed: RngSeed::Fixed(1),
+            ..ProptestConfig::default()
+        })]
+
+        /// Whatever the row, the clock and the outage.
+        #[test]
+        fn theft_is_never_forgiven_and_a_retry_within_the_grace_never_taken_for_it(
+            (generation, presented) in (1_i64..6, 0_i64..8),
+            (now, more) in (-60_i64..300, 0_i64..300),
+            outage in prop::option::of((-60_i64..200, 0_i64..200)),
+        ) {
+            let at = |second| Timestamp::from_second(1_000_000 + second).unwrap();
+            let grace = SignedDuration::from_secs(30);
+            let row = Progress {
+                generation,
+                rotated_at: at(0),
+            };
+            let outage = outage.map(|(lost, lasted)| Outage {
+                lost_at: at(lost),
+                recovered_at: at(lost + lasted),
+            });
+            let judged = row.judge(presented, at(now), outage, grace);
+            prop_assert_eq!(judged == Presented::Current, presented >= generation);
+            if judged == Presented::Stolen {
+                let later = row.judge(presented, at(now + more), outage, grace);
+                prop_assert_eq!(later, Presented::Stolen);
+            }
+            let without = row.judge(presented, at(now), None, grace);
+            let retried = presented == generation - 1 && now <= 30;
+            prop_assert_eq!(without == Presented::Replayed, retried);
+            if without != Presented::Stolen {
+                prop_assert_eq!(judged, without);
+            }
+            if judged == Presented::Replayed {
+                let recovered = outage.map_or(at(0), |outage| outage.recovered_at.max(at(0)));
+                prop_assert!(presented == generation - 1 && at(now) <= recovered + grace);
+            }
+        }
+    }
 
     #[test]
     fn a_token_is_judged_by_its_generation_and_the_grace() {

@@ -50,6 +50,7 @@ mod orders;
 mod outage;
 mod passwords;
 mod process;
+mod properties;
 mod races;
 mod reach;
 mod refresh;
