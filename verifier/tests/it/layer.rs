@@ -20,7 +20,7 @@ use crate::minting::{
 };
 
 const HOUR: Duration = Duration::from_hours(1);
-const BEARER: &str = "authorization";
+pub(crate) const BEARER: &str = "authorization";
 
 /// A service that answers with what it has been shown, behind a guard.
 struct House {
@@ -31,7 +31,7 @@ struct House {
 
 /// What the service was shown of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Shown {
+pub(crate) struct Shown {
     caller: Option<Arc<Caller>>,
     staleness: Option<Duration>,
     credentials: usize,
@@ -66,7 +66,7 @@ impl House {
     }
 }
 
-fn ask(guard: &GuardLayer, path: &str, headers: &[(&str, &str)]) -> Response<Shown> {
+pub(crate) fn ask(guard: &GuardLayer, path: &str, headers: &[(&str, &str)]) -> Response<Shown> {
     let service = guard.layer(service_fn(async |request: Request<()>| {
         let extensions = request.extensions();
         Ok::<_, Infallible>(Response::new(Shown {
@@ -92,7 +92,7 @@ where
     answer.unwrap_or_else(|never| match never {})
 }
 
-fn bearer(token: &str) -> String {
+pub(crate) fn bearer(token: &str) -> String {
     format!("Bearer {token}")
 }
 

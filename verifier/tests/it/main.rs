@@ -7,6 +7,8 @@ mod attacks;
 #[cfg(test)]
 mod cache;
 #[cfg(test)]
+mod catalogue;
+#[cfg(test)]
 mod claims;
 #[cfg(test)]
 mod explain;
