@@ -33,6 +33,14 @@ pub use request::{Device, RequestKeys};
 pub use seal::{Seal, Sealer};
 pub use signing::Signer;
 
+/// Whether a text would be read as a stored password hash: the way in for the fuzz
+/// target `password_hash`, as a lane would go on to hash.
+#[doc(hidden)]
+pub fn is_stored_hash(text: &str) -> bool {
+    let hash = crate::domain::PasswordHash::from_phc(text.to_owned());
+    argon2id::Stored::parse(&hash).is_ok()
+}
+
 #[cfg(test)]
 mod testing {
     use std::sync::Mutex;

@@ -95,7 +95,7 @@ impl KeyService for Api {
     }
 }
 
-fn wish(message: &v1::StageKeyRequest) -> Result<(Option<Algorithm>, Option<Uuid>)> {
+pub(super) fn wish(message: &v1::StageKeyRequest) -> Result<(Option<Algorithm>, Option<Uuid>)> {
     let mut v = Violations::default();
     let algorithm = match message.algorithm.as_str() {
         "" => None,
@@ -111,7 +111,7 @@ fn wish(message: &v1::StageKeyRequest) -> Result<(Option<Algorithm>, Option<Uuid
     Ok((algorithm, request_id))
 }
 
-fn kid(text: String) -> Result<String> {
+pub(super) fn kid(text: String) -> Result<String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
     if (1..=MOST_KID_BYTES).contains(&text.len()) && text.bytes().all(legal) {
         return Ok(text);

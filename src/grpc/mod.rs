@@ -7,6 +7,8 @@ mod auth;
 mod convert;
 pub mod explain;
 pub mod ext_authz;
+#[doc(hidden)]
+pub mod fuzzing;
 mod key;
 mod role;
 mod session;

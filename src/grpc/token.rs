@@ -113,7 +113,7 @@ impl TokenService for TokenApi {
     }
 }
 
-fn check(items: &[v1::ValidateTokenRequest], batch: bool) -> Result<()> {
+pub(super) fn check(items: &[v1::ValidateTokenRequest], batch: bool) -> Result<()> {
     let mut violations = Violations::default();
     if batch && !(1..=MOST_ITEMS).contains(&items.len()) {
         violations.add("items", Invalid::new("must be 1 to 100"));

@@ -355,7 +355,7 @@ impl TrustService for TrustApi {
     }
 }
 
-fn watch(message: v1::WatchTrustRequest) -> Result<(Option<Position>, String)> {
+pub(super) fn watch(message: v1::WatchTrustRequest) -> Result<(Option<Position>, String)> {
     let mut violations = Violations::default();
     let at = message.resume_from.map(|at| wire::read_position(Some(&at)));
     if at == Some(Err(wire::Malformed("position"))) {

@@ -33,6 +33,7 @@ mod elsewhere;
 mod envoy;
 mod explain;
 mod fleet;
+mod fuzz;
 mod grpc_web;
 mod harness;
 mod http2;
