@@ -33,6 +33,9 @@ use tracing_subscriber::{
 };
 
 pub mod metric;
+mod span_fields;
+
+use span_fields::SpanFields;
 
 /// The recorder puts what was measured into its histograms this often.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -202,6 +205,7 @@ impl Telemetry {
                 .json()
                 .flatten_event(true)
                 .with_current_span(false)
+                .fmt_fields(SpanFields)
                 .boxed()
         } else {
             lines.with_ansi(io::stderr().is_terminal()).boxed()

@@ -5,10 +5,7 @@
 //! needs the database. What depends on the request itself (one's own account or
 //! another's) is for the service behind it.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, LazyLock},
-};
+use std::sync::LazyLock;
 
 use Class::{Hash, Read, Stream, Validate, Write};
 use Permission::{
@@ -336,10 +333,6 @@ pub fn from_memory() -> &'static [Row] {
     &FROM_MEMORY
 }
 
-/// Finds the row of a path.
-#[derive(Debug, Clone)]
-pub struct Table(Arc<HashMap<&'static str, &'static Row>>);
-
 const fn row(path: &'static str, who: Who, class: Class) -> Row {
     Row {
         path,
@@ -430,18 +423,6 @@ impl Rate {
             Self::Register => "register_of_network",
             Self::Refresh => "refresh_of_network",
         }
-    }
-}
-
-impl Table {
-    /// A table of these rows.
-    pub fn new(rows: &'static [Row]) -> Self {
-        Self(Arc::new(rows.iter().map(|row| (row.path, row)).collect()))
-    }
-
-    /// The row of a path.
-    pub fn find(&self, path: &str) -> Option<&'static Row> {
-        self.0.get(path).copied()
     }
 }
 

@@ -33,6 +33,7 @@ pub mod method;
 pub mod observe;
 pub mod peer;
 pub mod rate;
+mod rpc;
 pub mod share;
 pub mod trace_context;
 pub mod web;

@@ -27,14 +27,15 @@ use opentelemetry::trace::TraceContextExt as _;
 use pin_project_lite::pin_project;
 use tonic::Code;
 use tower::Service;
-use tracing::{Instrument as _, Span, field, instrument::Instrumented};
+use tracing::{Instrument as _, Level, Span, field, instrument::Instrumented};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::{
     Parts,
-    access::{Class, Row, Table},
+    access::{Class, Row},
     peer::{Connection, Trusted},
-    trace_context::{self, TraceContext},
+    rpc::{self, Rpc, Rpcs},
+    trace_context::{Id, TraceContext},
 };
 use crate::{
     domain::{Call, CorrelationId, Cost, Entropy, Peer, Presence, id::uuid_v7},
@@ -45,9 +46,6 @@ use crate::{
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const GRPC_STATUS: &str = "grpc-status";
-
-/// The label of paths that have no row: they are made up by callers.
-const UNKNOWN: &str = "unknown";
 
 /// The most of a `user-agent` that is kept, in bytes.
 const USER_AGENT_BYTES: usize = 256;
@@ -61,7 +59,7 @@ pub struct Observe<S> {
 
 #[derive(Debug)]
 struct Observer {
-    rows: Table,
+    rpcs: Rpcs,
     trusted: Trusted,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
@@ -74,7 +72,7 @@ struct Observer {
 /// A call that has not ended yet. Dropped before its end, it was left.
 #[derive(Debug)]
 struct Open {
-    row: Option<&'static Row>,
+    rpc: Arc<Rpc>,
     started: Instant,
     peer: Option<IpAddr>,
     correlation_id: CorrelationId,
@@ -109,7 +107,7 @@ impl<S> Observe<S> {
     /// Observes the calls of a service.
     pub fn new(inner: S, parts: &Parts) -> Self {
         let observer = Observer {
-            rows: Table::new(parts.access),
+            rpcs: Rpcs::new(parts.access),
             trusted: parts.config.trusted(),
             clock: Arc::clone(&parts.clock),
             entropy: Arc::clone(&parts.entropy),
@@ -138,7 +136,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let (open, call) = Open::new(&self.observer, &request);
-        if let Some(row) = open.row {
+        if let Some(row) = open.rpc.row {
             request.extensions_mut().insert(row);
         }
         request.extensions_mut().insert(call);
@@ -152,22 +150,27 @@ where
 }
 
 impl Observer {
-    fn correlation_id(&self, headers: &HeaderMap) -> CorrelationId {
-        let mut given = headers.get_all(REQUEST_ID).iter();
-        match (given.next(), given.next()) {
-            (Some(id), None) => id.to_str().ok().and_then(CorrelationId::accept),
-            _ => None,
-        }
-        .unwrap_or_else(|| uuid_v7(self.clock.now(), &*self.entropy).into())
-    }
-
-    fn span(&self, rpc: &'static str, id: &CorrelationId, trace: Option<TraceContext>) -> Span {
+    /// The id of a call, and of its trace if the exporter does not make it.
+    fn ids(&self, headers: &HeaderMap, trace: Option<TraceContext>) -> (CorrelationId, Option<Id>) {
+        let mut made = None;
+        // One does for both.
+        let mut make = || *made.get_or_insert_with(|| uuid_v7(self.clock.now(), &*self.entropy));
+        let correlation_id = given_id(headers).unwrap_or_else(|| make().into());
         let trace_id = match trace {
             Some(trace) => Some(trace.trace_id()),
-            // The exporter makes one below.
             None if self.traces_exported => None,
-            None => Some(trace_context::Id(u128::from_be_bytes(self.entropy.array()))),
+            None => Some(Id(make().as_u128())),
         };
+        (correlation_id, trace_id)
+    }
+
+    fn span(
+        &self,
+        rpc: &'static str,
+        id: &CorrelationId,
+        trace_id: Option<Id>,
+        trace: Option<TraceContext>,
+    ) -> Span {
         // At the level of errors, so that no log level hides the ids.
         let span = tracing::error_span!(
             target: "countersign",
@@ -206,12 +209,12 @@ impl Observer {
 impl Open {
     fn new<B>(observer: &Arc<Observer>, request: &Request<B>) -> (Self, Call) {
         let headers = request.headers();
-        let row = observer.rows.find(request.uri().path());
-        let correlation_id = observer.correlation_id(headers);
+        let rpc = observer.rpcs.find(request.uri().path());
         let trace = TraceContext::from_headers(headers);
+        let (correlation_id, trace_id) = observer.ids(headers, trace);
         let connection = request.extensions().get::<Connection>().cloned();
         let open = Self {
-            row,
+            rpc: Arc::clone(rpc),
             started: Instant::now(),
             peer: observer.trusted.client(
                 &connection.unwrap_or_default(),
@@ -220,7 +223,7 @@ impl Open {
             ),
             cost: Arc::default(),
             presence: Presence::default(),
-            span: observer.span(row.map_or(UNKNOWN, Row::rpc), &correlation_id, trace),
+            span: observer.span(rpc.name, &correlation_id, trace_id, trace),
             correlation_id,
             observer: Arc::clone(observer),
             ended: false,
@@ -241,29 +244,23 @@ impl Open {
 
     /// Ends the call if these headers or trailers carry its status.
     fn read(&mut self, headers: &mut HeaderMap) {
-        if !headers.contains_key(GRPC_STATUS) {
-            return;
+        match code(headers) {
+            None => {}
+            Some(Code::Ok) => self.end(Code::Ok, None),
+            Some(_) => {
+                let seal = || error::seal(headers, &self.correlation_id);
+                let reason = self.span.in_scope(seal);
+                self.end(code(headers).unwrap_or(Code::Unknown), reason.as_deref());
+            }
         }
-        let reason = self
-            .span
-            .in_scope(|| error::seal(headers, &self.correlation_id));
-        let code = headers.get(GRPC_STATUS).map(HeaderValue::as_bytes);
-        self.end(
-            Code::from_bytes(code.unwrap_or_default()),
-            reason.as_deref(),
-        );
     }
 
     fn end(&mut self, code: Code, reason: Option<&str>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let rpc = self.row.map_or(UNKNOWN, Row::rpc);
         let duration = self.started.elapsed();
-        let code_name = name(code);
-        metrics::counter!("countersign_requests_total", "rpc" => rpc, "code" => code_name)
-            .increment(1);
-        metrics::histogram!("countersign_request_seconds", "rpc" => rpc).record(duration);
+        self.rpc.count(code, duration);
 
         let ours = matches!(
             code,
@@ -274,8 +271,8 @@ impl Open {
             ($level:ident) => {
                 tracing::$level!(
                     target: "countersign::access",
-                    rpc,
-                    code = code_name,
+                    rpc = self.rpc.name,
+                    code = rpc::name(code),
                     reason,
                     duration_ms = millis(duration),
                     db_ms = millis(Duration::from_micros(self.cost.database_micros())),
@@ -287,10 +284,11 @@ impl Open {
                 )
             };
         }
-        let _in_call = self.span.enter();
-        if ours || self.observer.is_sampled(self.row) {
+        if ours || self.observer.is_sampled(self.rpc.row) {
+            let _in_call = self.span.enter();
             line!(info);
-        } else {
+        } else if tracing::enabled!(target: "countersign::access", Level::DEBUG) {
+            let _in_call = self.span.enter();
             line!(debug);
         }
     }
@@ -362,6 +360,21 @@ impl<B: Body> Body for WatchedBody<B> {
     }
 }
 
+/// What the caller calls the call, if that is one harmless id.
+fn given_id(headers: &HeaderMap) -> Option<CorrelationId> {
+    let mut given = headers.get_all(REQUEST_ID).iter();
+    match (given.next(), given.next()) {
+        (Some(id), None) => CorrelationId::accept(id.to_str().ok()?),
+        _ => None,
+    }
+}
+
+/// The status in headers or trailers.
+fn code(headers: &HeaderMap) -> Option<Code> {
+    let code = headers.get(GRPC_STATUS)?;
+    Some(Code::from_bytes(code.as_bytes()))
+}
+
 /// The printable part of a `user-agent`, cut.
 fn user_agent(headers: &HeaderMap) -> String {
     let Some(value) = headers.get(USER_AGENT) else {
@@ -375,27 +388,4 @@ fn user_agent(headers: &HeaderMap) -> String {
 /// Milliseconds to a thousandth.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// A code's name, as the gRPC documentation writes it.
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }

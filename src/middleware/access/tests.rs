@@ -47,19 +47,3 @@ fn what_validation_needs_never_needs_the_database() {
         assert_eq!(row.needs_database, !from_memory, "{}", row.path);
     }
 }
-
-#[test]
-fn a_row_is_found_by_its_exact_path_only() {
-    let table = Table::new(ROWS);
-    let login = table.find("/countersign.v1.AuthService/Login").unwrap();
-    assert_eq!(login.rpc(), "countersign.v1.AuthService/Login");
-    assert_eq!(login.service(), "countersign.v1.AuthService");
-    for path in [
-        "",
-        "/",
-        "/countersign.v1.AuthService/login",
-        "/countersign.v1.AuthService/Login/",
-    ] {
-        assert_eq!(table.find(path), None, "{path}");
-    }
-}
