@@ -99,7 +99,7 @@ async fn cases(world: &World, ana: &Person) -> Vec<(String, TokenFinding, bool)>
         ),
         (
             signed(world, good, |claims| {
-                claims.iss = "https://elsewhere.test".into()
+                claims.iss = "https://elsewhere.test".into();
             }),
             F::Issuer,
             true,
@@ -108,7 +108,7 @@ async fn cases(world: &World, ana: &Person) -> Vec<(String, TokenFinding, bool)>
         (out.tokens.access_token, F::SessionRevoked, true),
         (
             altered(good, 1, |claims| {
-                claims["sub"] = admin.user_id.clone().into()
+                claims["sub"] = admin.user_id.clone().into();
             }),
             F::Signature,
             false,

@@ -162,12 +162,11 @@ impl Field {
                 (usize::MAX, UNAUTHENTICATED, "TOKEN_INVALID")
             }
             ("TokenService/ValidateToken", "audience") => (256, UNAUTHENTICATED, "TOKEN_INVALID"),
-            // A bad token is a result there.
-            ("TokenService/ValidateTokens", "items.token") => (usize::MAX, Code::Ok, ""),
-            ("TokenService/ValidateTokens", "items.audience") => (256, Code::Ok, ""),
-            // So it is there.
-            ("TokenService/ExplainToken", "token") => (usize::MAX, Code::Ok, ""),
-            ("TokenService/ExplainToken", "audience") => (256, Code::Ok, ""),
+            // A bad token is what the answer is about.
+            ("TokenService/ValidateTokens", "items.token")
+            | ("TokenService/ExplainToken", "token") => (usize::MAX, Code::Ok, ""),
+            ("TokenService/ValidateTokens", "items.audience")
+            | ("TokenService/ExplainToken", "audience") => (256, Code::Ok, ""),
             (_, "refresh_token") => (1024, UNAUTHENTICATED, "REFRESH_TOKEN_INVALID"),
             // A bad one is passed over.
             (_, "device_token") => (1024, Code::Ok, ""),

@@ -164,10 +164,10 @@ const TIMESTAMP: Option<prost_types::Timestamp> = Some(prost_types::Timestamp {
     nanos: 1,
 });
 
-fn mask(paths: &[&str]) -> Option<prost_types::FieldMask> {
-    Some(prost_types::FieldMask {
+fn mask(paths: &[&str]) -> prost_types::FieldMask {
+    prost_types::FieldMask {
         paths: paths.iter().map(ToString::to_string).collect(),
-    })
+    }
 }
 
 fn account_seeds() -> Vec<(String, Vec<u8>)> {
@@ -226,7 +226,7 @@ fn account_seeds() -> Vec<(String, Vec<u8>)> {
                     metadata: labels.into_iter().collect(),
                     ..Default::default()
                 }),
-                update_mask: mask(&["email", "username", "metadata.team"]),
+                update_mask: Some(mask(&["email", "username", "metadata.team"])),
             },
         ),
         request(
@@ -256,7 +256,7 @@ fn other_seeds() -> Vec<(String, Vec<u8>)> {
                     permissions: vec!["orders.read".into()],
                     ..Default::default()
                 }),
-                update_mask: mask(&["description", "permissions"]),
+                update_mask: Some(mask(&["description", "permissions"])),
             },
         ),
         request(
@@ -336,10 +336,8 @@ pub(super) fn check_request_seeds() -> Vec<(String, Vec<u8>)> {
                         headers: owned(headers),
                         ..Default::default()
                     }),
-                    ..Default::default()
                 }),
                 context_extensions: owned(extensions),
-                ..Default::default()
             }),
         };
         seed(name, request.encode_to_vec())
