@@ -80,25 +80,44 @@ pub(super) async fn reading(
     action: Action,
     subject: Option<UserId>,
 ) -> Result<()> {
+    reading_each(core, call, action, [subject]).await
+}
+
+/// The same of several, a record for each.
+pub(super) async fn reading_each(
+    core: &Core,
+    call: &Call,
+    action: Action,
+    subjects: impl IntoIterator<Item = Option<UserId>>,
+) -> Result<()> {
     let Some(caller) = authority::caller_id(call) else {
         return Ok(());
     };
-    let api_key = call.api_key_id();
-    let read = Read {
+    let (api_key, now) = (call.api_key_id(), core.clock.monotonic());
+    let reads = subjects.into_iter().map(|subject| Read {
         caller,
         api_key,
         action,
         subject,
-    };
-    let now = core.clock.monotonic();
-    if !core.sampler.is_new(&read, now) {
+    });
+    let reads: Vec<Read> = reads
+        .filter(|read| core.sampler.is_new(read, now))
+        .collect();
+    if reads.is_empty() {
         return Ok(());
     }
-    let mut event = event(core, call, action);
-    event.subject = subject;
-    let write = async |tx: &mut Conn| insert(core, tx, &event).await;
+    let write = async |tx: &mut Conn| {
+        for read in &reads {
+            let mut event = event(core, call, action);
+            event.subject = read.subject;
+            insert(core, tx, &event).await?;
+        }
+        Ok(())
+    };
     core.store.write(call, write).await?;
-    core.sampler.recorded(read, now);
+    for read in reads {
+        core.sampler.recorded(read, now);
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::{
         user::{UserChange, UserFilter},
     },
     error::{Error, Reason, Result},
-    store::{Conn, roles, sessions, users},
+    store::{Conn, Written, roles, sessions, users},
 };
 
 /// What an account that is created for another is to be.
@@ -110,14 +110,16 @@ pub async fn get(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
     Ok(user)
 }
 
-/// Records that these accounts are about to be shown.
+/// Records whose accounts are about to be shown.
 async fn shown(core: &Core, call: &Call, users: &[User]) -> Result<()> {
-    match users {
-        [] => Ok(()),
-        [own] if authority::is_own(call, own.id) => Ok(()),
-        [other] => record::reading(core, call, Action::UserRead, Some(other.id)).await,
-        _ => record::reading(core, call, Action::UsersListed, None).await,
-    }
+    let others = others(call, users).map(Some);
+    record::reading_each(core, call, Action::UserRead, others).await
+}
+
+/// Those that are not the caller's own.
+fn others(call: &Call, users: &[User]) -> impl Iterator<Item = UserId> {
+    let ids = users.iter().map(|user| user.id);
+    ids.filter(|id| !authority::is_own(call, *id))
 }
 
 /// Returns the account that the caller has logged in to, if it has.
@@ -160,7 +162,12 @@ pub async fn list(
         None => None,
     };
     let rows = users::list(&mut core.store.read(call).await?, filter, after, page.size).await?;
-    shown(core, call, &rows.items).await?;
+    // Whoever goes through all of them leaves one record and not one for each.
+    if others(call, &rows.items).nth(1).is_some() {
+        record::reading(core, call, Action::UsersListed, None).await?;
+    } else {
+        shown(core, call, &rows.items).await?;
+    }
     page.listing(core, call, rows, |(at, id)| moment::write(at, id.0))
 }
 
@@ -318,11 +325,20 @@ pub async fn disable(core: &Core, call: &Call, user_id: UserId) -> Result<User> 
             .await
         })
         .await?;
-    match written.seq {
+    if written.seq.is_none() {
         // It was disabled before.
-        None => trust::reach_head(core, call).await?,
-        seq => core.trust.reach(seq).await?,
+        trust::reach_head(core, call).await?;
     }
+    answer(core, call, written).await
+}
+
+/// Answers a change of another's account with the account. Where nothing was left to
+/// change and so nothing was recorded, that is a read like any other.
+async fn answer(core: &Core, call: &Call, written: Written<User>) -> Result<User> {
+    if written.seq.is_none() {
+        shown(core, call, slice::from_ref(&written.value)).await?;
+    }
+    core.trust.reach(written.seq).await?;
     Ok(written.value)
 }
 
@@ -347,8 +363,7 @@ pub async fn enable(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
             existing(tx, user_id).await
         })
         .await?;
-    core.trust.reach(written.seq).await?;
-    Ok(written.value)
+    answer(core, call, written).await
 }
 
 /// Forgets the failed logins of an account, so that it may log in again at once.
@@ -359,14 +374,19 @@ pub async fn unlock(core: &Core, call: &Call, user_id: UserId) -> Result<User> {
             users::lock(tx, user_id).await?;
             let user = existing(tx, user_id).await?;
             authority::outranked(tx, call, user_id).await?;
-            if throttle::forget(core, tx, &user).await? {
+            let forgotten = throttle::forget(core, tx, &user).await?;
+            if forgotten {
                 let event = record::event(core, call, Action::UserUnlocked);
                 record::insert(core, tx, &event.about(user_id)).await?;
             }
-            Ok(user)
+            Ok((user, forgotten))
         })
         .await?;
-    Ok(written.value)
+    let (user, forgotten) = written.value;
+    if !forgotten {
+        shown(core, call, slice::from_ref(&user)).await?;
+    }
+    Ok(user)
 }
 
 /// Gives a role to an account.
@@ -388,8 +408,7 @@ pub async fn grant(core: &Core, call: &Call, user_id: UserId, name: &RoleName) -
             role_changed(core, call, tx, user_id, &role, Action::RoleGranted).await
         })
         .await?;
-    core.trust.reach(written.seq).await?;
-    Ok(written.value)
+    answer(core, call, written).await
 }
 
 /// Takes a role from an account.
@@ -407,8 +426,7 @@ pub async fn revoke(core: &Core, call: &Call, user_id: UserId, name: &RoleName) 
             }
         })
         .await?;
-    core.trust.reach(written.seq).await?;
-    Ok(written.value)
+    answer(core, call, written).await
 }
 
 async fn take(

@@ -95,23 +95,29 @@ on_both! {
         records!(world, admin, roles.create_role(role()) => [without_subject("role.created")]);
         let id = about.to_owned();
         records!(world, admin, users.grant_role(v1::GrantRoleRequest { user_id: id.clone(), role: "buyer".into() }) => [did("role.granted")]);
-        // What changes nothing is no event.
+        // What changes nothing only shows the account, as a read does.
+        let later = || world.clock.advance(std::time::Duration::from_secs(60));
+        records!(world, admin, users.grant_role(v1::GrantRoleRequest { user_id: id.clone(), role: "buyer".into() }) => [did("user.read")]);
         records!(world, admin, users.grant_role(v1::GrantRoleRequest { user_id: id.clone(), role: "buyer".into() }) => []);
+        later();
         let change = v1::UpdateRoleRequest {
             role: Some(v1::Role { name: "buyer".into(), permissions: vec!["orders.write".into()], ..Default::default() }),
             update_mask: Some(FieldMask { paths: vec!["permissions".into()] }),
         };
         records!(world, admin, roles.update_role(change) => [without_subject("role.updated")]);
         records!(world, admin, users.revoke_role(v1::RevokeRoleRequest { user_id: id.clone(), role: "buyer".into() }) => [did("role.revoked")]);
-        records!(world, admin, users.revoke_role(v1::RevokeRoleRequest { user_id: id.clone(), role: "buyer".into() }) => []);
+        records!(world, admin, users.revoke_role(v1::RevokeRoleRequest { user_id: id.clone(), role: "buyer".into() }) => [did("user.read")]);
+        later();
         records!(world, admin, roles.delete_role(v1::DeleteRoleRequest { name: "buyer".into() }) => [without_subject("role.deleted")]);
         records!(world, admin, users.update_user(rename(about, "renamed@example.com")) => [did("user.updated")]);
         records!(world, admin, users.set_password(v1::SetPasswordRequest { user_id: id.clone(), password: NEW.into() }) => [did("password.set")]);
         records!(world, admin, users.disable_user(user_id(&ana, |user_id| v1::DisableUserRequest { user_id })) => [did("user.disabled")]);
-        records!(world, admin, users.disable_user(user_id(&ana, |user_id| v1::DisableUserRequest { user_id })) => []);
+        records!(world, admin, users.disable_user(user_id(&ana, |user_id| v1::DisableUserRequest { user_id })) => [did("user.read")]);
+        later();
         records!(world, admin, users.enable_user(user_id(&ana, |user_id| v1::EnableUserRequest { user_id })) => [did("user.enabled")]);
-        records!(world, admin, users.enable_user(user_id(&ana, |user_id| v1::EnableUserRequest { user_id })) => []);
-        records!(world, admin, users.unlock_user(user_id(&ana, |user_id| v1::UnlockUserRequest { user_id })) => []);
+        records!(world, admin, users.enable_user(user_id(&ana, |user_id| v1::EnableUserRequest { user_id })) => [did("user.read")]);
+        later();
+        records!(world, admin, users.unlock_user(user_id(&ana, |user_id| v1::UnlockUserRequest { user_id })) => [did("user.read")]);
         login(&world.anonymous(), "renamed@example.com", PASSWORD).await.unwrap_err();
         records!(world, admin, users.unlock_user(user_id(&ana, |user_id| v1::UnlockUserRequest { user_id })) => [did("user.unlocked")]);
         let pair = login(&world.anonymous(), "renamed@example.com", NEW).await.unwrap();
@@ -194,7 +200,7 @@ on_both! {
 
     async fn reads_of_others_data_are_recorded(world: World) {
         let admin = world.admin().await;
-        let ana = world.person().await;
+        let (ana, ben) = (world.person().await, world.person().await);
         let (by, about, within) = (admin.user_id.as_str(), ana.user_id.as_str(), admin.tokens.session_id.as_str());
         let did = |action: &str| event(action, "success", by, about, within);
         let of_all = |action: &str| event(action, "success", by, "", within);
@@ -218,8 +224,21 @@ on_both! {
         records!(world, admin, users.batch_get_users(several(&[about, by])) => []);
         records!(world, admin, audit.watch_events(v1::WatchEventsRequest::default()) => []);
         world.clock.advance(std::time::Duration::from_secs(60));
-        records!(world, admin, users.batch_get_users(several(&[about])) => [did("user.read")]);
-        records!(world, admin, users.batch_get_users(several(&[about, by])) => [of_all("user.listed")]);
+        // By name, whoever else is asked for.
+        records!(world, admin, users.batch_get_users(several(&[about, by])) => [did("user.read")]);
+        let id = unique_id();
+        let both = several(&[about, &ben.user_id, by]);
+        admin.client.clone().users.batch_get_users(named(&id, both)).await.unwrap();
+        let bens = event("user.read", "success", by, &ben.user_id, within);
+        assert_eq!(events(&world, &id).await, [bens], "of ana it was recorded before");
+        let prefix = |email: &str| v1::ListUsersRequest {
+            filter: Some(v1::UserFilter { email_prefix: email.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let cleo = world.person().await;
+        let cleos = event("user.read", "success", by, &cleo.user_id, within);
+        records!(world, admin, users.list_users(prefix(&cleo.email)) => [cleos]);
+        records!(world, admin, users.list_users(v1::ListUsersRequest::default()) => [of_all("user.listed")]);
         records!(world, admin, audit.watch_events(v1::WatchEventsRequest::default()) => [of_all("audit.read")]);
         let other = world.admin().await;
         let theirs = event("user.read", "success", &other.user_id, about, &other.tokens.session_id);
