@@ -185,6 +185,8 @@ impl AuditService for AuditApi {
                 .unwrap_or_default(),
             public_key,
             expired_position: report.expired.map_or(0, |expired| expired.position),
+            unchained: report.unchained,
+            unsealed: report.unsealed,
         }))
     }
 }

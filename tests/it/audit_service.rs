@@ -277,6 +277,7 @@ on_both! {
             assert_eq!(verify(&auditor, after, &whole.anchor).await, whole, "{after}");
         }
         let kind = |reply: &v1::VerifyLogResponse| reply.fault.clone().unwrap().kind;
+        assert_eq!((whole.unchained, whole.unsealed), (0, 0));
         // An anchor counts wherever the part begins.
         let core = world.node.running.core();
         let anchor: Checkpoint = whole.anchor.parse().unwrap();
@@ -299,5 +300,33 @@ on_both! {
         refused(auditor.client.clone().audit.verify_log(request).await, Code::InvalidArgument, "INVALID_REQUEST");
         let request = v1::VerifyLogRequest { after_batch: -1, ..Default::default() };
         refused(auditor.client.clone().audit.verify_log(request).await, Code::InvalidArgument, "INVALID_REQUEST");
+    }
+
+    async fn what_is_outside_of_the_chain_is_looked_at_with_its_end(world: World) {
+        let auditor = auditor(&world).await;
+        chained(&world).await;
+        login(&world.anonymous(), &auditor.email, WRONG).await.unwrap_err();
+        let last = verify(&auditor, 0, "").await.batch;
+        let (id, now) = match world.database.kind {
+            Kind::Sqlite => ("x'019a0000000070008000000000000099'", "0"),
+            Kind::Postgres => ("'019a0000-0000-7000-8000-000000000099'::uuid", "now()"),
+        };
+        world.execute(&format!(
+            "INSERT INTO audit_events (id, at, action, outcome, correlation_id) \
+             VALUES ({id}, {now}, 'role.granted', 'success', 'c')"
+        )).await;
+        let reply = verify(&auditor, last, "").await;
+        assert_eq!((reply.fault, reply.complete, reply.unsealed), (None, true, 1));
+        let kind = async || verify(&auditor, 0, "").await.fault.map(|fault| (fault.kind, fault.event_id));
+        let forged = "019a0000-0000-7000-8000-000000000099".to_owned();
+        world.execute(&format!("UPDATE audit_events SET position = -3 WHERE id = {id}")).await;
+        assert_eq!(kind().await, Some(("record_moved".to_owned(), forged.clone())));
+        // Somebody has no key and makes up a MAC.
+        let mac = match world.database.kind {
+            Kind::Sqlite => "zeroblob(32)",
+            Kind::Postgres => "decode(repeat('00', 32), 'hex')",
+        };
+        world.execute(&format!("UPDATE audit_events SET position = NULL, key_id = 1, mac = {mac} WHERE id = {id}")).await;
+        assert_eq!(kind().await, Some(("record_altered".to_owned(), forged)));
     }
 }

@@ -50,7 +50,10 @@ fn matches(name: &str, text: &str) {
             "\"public_key\": \"[public key]\"",
         ),
         (r#""anchor": "[\w-]*""#, "\"anchor\": \"[anchor]\""),
-        (r#""(batch|position)": "\d+""#, "\"$1\": \"[number]\""),
+        (
+            r#""(batch|position|unchained)": "\d+""#,
+            "\"$1\": \"[number]\"",
+        ),
         (
             r#"next_page_token": "[\w-]+""#,
             "next_page_token\": \"[page token]\"",

@@ -18,7 +18,7 @@ pub struct Report {
     /// Records that are as they were written and wait for their place.
     pub unchained: i64,
     /// Records without a MAC, of an older version: nothing is known about them.
-    pub unsealed: usize,
+    pub unsealed: i64,
     /// The time of the last of those, by its id.
     pub last_unsealed: Option<Timestamp>,
     /// Whether the end of the chain was reached.

@@ -96,7 +96,8 @@ pub async fn verify(
 }
 
 /// Checks the log after a checkpoint, 0 for the beginning, and ends with the
-/// batch in which `limit` more records were in order.
+/// batch in which `limit` more records were in order, or with what is outside of
+/// the chain.
 pub async fn verify_part(
     core: &Core,
     call: &Call,
@@ -106,7 +107,10 @@ pub async fn verify_part(
     limit: i64,
 ) -> Result<Report> {
     let mut walk = Walk::new(core, call, keys, anchor);
-    let end = walk.part(after, limit).await;
+    let end = match walk.part(after, limit).await {
+        Ok(()) if walk.report.complete => walk.outside().await,
+        end => end,
+    };
     walk.end(end)
 }
 

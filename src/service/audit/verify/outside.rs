@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{Fault, PAGE, Stop, Walk, What, unreadable};
 use crate::{
     domain::id,
-    error::{Reason, Result},
+    error::{Error, Reason, Result},
     store::audit::chain as log,
 };
 
@@ -69,7 +69,7 @@ impl Walk<'_> {
             let Some(last) = page.last() else {
                 return Ok(());
             };
-            self.report.unsealed += page.len();
+            self.report.unsealed += i64::try_from(page.len()).map_err(Error::internal)?;
             self.report.last_unsealed = id::time_of(*last);
             let Some(next) = last.as_u128().checked_add(1) else {
                 return Ok(());
