@@ -122,7 +122,8 @@ pub fn text(report: &Report, after_batch: i64) -> String {
     ));
     if let Some(expired) = expired {
         lines.push(format!(
-            "the first {} of them, in {} batches, went by age by {}: their checkpoints are left",
+            "records up to position {}, the end of batch {}, went by age by {}: their checkpoints \
+             are left",
             expired.position, expired.batch, expired.created_at
         ));
     }

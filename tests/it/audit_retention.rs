@@ -15,6 +15,7 @@ use countersign::{
     },
 };
 use countersign_proto::v1;
+use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
@@ -22,7 +23,7 @@ use crate::{
     audit_chain::{check, count},
     audit_service::{auditor, chained, list, watch},
     harness::{
-        Failure, Person, World,
+        Failure, Kind, Person, World,
         world::{PASSWORD, login},
     },
     on_both,
@@ -135,7 +136,7 @@ on_both! {
         let report = check(core, None).await;
         assert_eq!((what(&report), report.records), (None, all + 1));
         let text = countersign::cli::audit::text(&report, 0);
-        assert!(text.contains(&format!("\nthe first {gone} of them, in {} batches, went by age", anchors[2].batch)), "{text}");
+        assert!(text.contains(&format!("\nrecords up to position {gone}, the end of batch {}, went by age", anchors[2].batch)), "{text}");
         assert_eq!(report.expired.unwrap().position, gone);
 
         // Anchors of what went count as the others, and any batch is a beginning.
@@ -166,6 +167,8 @@ on_both! {
         world.clock.advance(Duration::from_micros(1));
         sweep(&world).await.unwrap();
         assert_eq!((expired(&world).await, count(&world, EXPIRED).await), (anchors[3].position, 2));
+        let all = world.query(&format!("SELECT sum(represents) FROM {EXPIRED}")).await;
+        assert_eq!(all, [anchors[3].position.to_string()], "each says what went with it");
         assert_eq!(found(&world, Some(&anchors[0])).await, None);
     }
 
@@ -269,8 +272,8 @@ on_both! {
         let old = anchors[0].position;
         let young = anchors[3].batch;
         let long_ago = match world.database.kind {
-            crate::harness::Kind::Sqlite => "0",
-            crate::harness::Kind::Postgres => "'2000-01-01'",
+            Kind::Sqlite => "0",
+            Kind::Postgres => "'2000-01-01'",
         };
         for (sql, place) in [
             (format!("UPDATE audit_events SET action = 'session.logout' WHERE position = {old}"), "record_altered"),
@@ -312,7 +315,9 @@ on_both! {
         world.clock.advance(10_000 * DAY);
         let events = count(&world, "audit_events").await;
         sweep(&world).await.unwrap();
-        assert_eq!((count(&world, "audit_events").await, count(&world, "audit_retention").await), (events, 0));
+        // That a key was rotated meanwhile may be a record more.
+        assert!(count(&world, "audit_events").await >= events);
+        assert_eq!(count(&world, "audit_retention").await, 0);
     }
 
     async fn much_goes_in_pieces_and_who_checks_meanwhile_finds_nothing_wrong(world: World) {
@@ -348,5 +353,30 @@ on_both! {
         assert_eq!(steps, [all, all - 500, all - 1_000, 0], "first the mark, then piece by piece");
         assert_eq!(what(&report), None);
         assert_eq!(report.expired.unwrap().position, all);
+    }
+}
+
+/// PostgreSQL only: SQLite has no other clock.
+mod nothing_goes_by_a_clock_that_was_right_a_moment_ago {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn postgres() {
+        let world = World::at_the_real_time(Kind::Postgres, |config| {
+            config.tokens.max_clock_skew_seconds = 30;
+            config.audit.retention_days = 30;
+        })
+        .await;
+        let ana = world.person().await;
+        login(&world.anonymous(), &ana.email, WRONG)
+            .await
+            .unwrap_err();
+        chained(&world).await;
+        let core = world.node.running.core();
+        assert!(!core.skew.is_off());
+        world.clock.step(SignedDuration::from_hours(40 * 24));
+        assert!(!retention::step(core, &call()).await.unwrap());
+        assert!(core.skew.is_off(), "it was asked again");
+        assert_eq!(count(&world, "audit_retention").await, 0);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         audit::{Action, Checkpoint},
     },
     error::{Error, Result},
-    service::{Core, record},
+    service::{Core, record, skew},
     store::{Conn, audit::chain as log},
 };
 
@@ -36,9 +36,6 @@ pub async fn step(core: &Core, call: &Call) -> Result<bool> {
     let Some(kept) = core.policy.audit.kept() else {
         return Ok(false);
     };
-    if core.skew.is_off() {
-        return Ok(false);
-    }
     let keys = core.keyring.keys()?;
     let keys = &keys.audit;
     let mut conn = core.store.read(call).await?;
@@ -54,6 +51,11 @@ pub async fn step(core: &Core, call: &Call) -> Result<bool> {
     }
     let before = core.now() - kept;
     if oldest.is_none_or(|oldest| oldest.created_at >= before - EVERY) {
+        return Ok(false);
+    }
+    // What goes does not come back, so the clock is not believed for what it was.
+    skew::measure(core, call).await?;
+    if core.skew.is_off() {
         return Ok(false);
     }
     let report = verify::verify_old(core, call, keys, after, before, MOVE).await?;
@@ -96,7 +98,7 @@ async fn move_to(
         ..to
     })?;
     let event = AuditEvent {
-        represents: mark.position,
+        represents: mark.position - from.map_or(0, |from| from.position),
         ..record::event(core, call, Action::AuditExpired)
     };
     let written = core.store.write(call, async |tx| {
