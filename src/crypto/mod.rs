@@ -42,7 +42,7 @@ pub fn is_stored_hash(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod testing {
+pub(crate) mod testing {
     use std::sync::Mutex;
 
     use rand_chacha::{
@@ -54,10 +54,10 @@ mod testing {
 
     /// Randomness that a test repeats.
     #[derive(Debug)]
-    pub(super) struct Seeded(Mutex<ChaCha20Rng>);
+    pub(crate) struct Seeded(Mutex<ChaCha20Rng>);
 
     impl Seeded {
-        pub(super) fn new(seed: u64) -> Self {
+        pub(crate) fn new(seed: u64) -> Self {
             Self(Mutex::new(ChaCha20Rng::seed_from_u64(seed)))
         }
     }

@@ -67,7 +67,7 @@ pub(super) async fn failure(
     if written.value && !is_recorded {
         let action = event.action.as_str();
         metrics::counter!("countersign_audit_left_out_total", "action" => action).increment(1);
-        core.sampler.leave_out(event);
+        core.sampler.leave_out(event, &*core.entropy);
     }
     Ok(())
 }

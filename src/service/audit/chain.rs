@@ -140,7 +140,7 @@ async fn record_left_out(core: &Core, call: &Call) -> Result<()> {
     let written = written.await;
     if written.is_err() {
         for event in left_out {
-            core.sampler.leave_out(event);
+            core.sampler.leave_out(event, &*core.entropy);
         }
     }
     written.map(drop)

@@ -1,8 +1,8 @@
 //! What is not recorded one by one, so that nobody fills the log at will.
 //!
 //! *Failures that anybody can cause*: of each kind a node records the first of a
-//! minute whole. The rest is counted, and about once a second one of them is
-//! recorded with the number that it stands for (`service::audit::chain`). So a
+//! minute whole. The rest is counted, and about once a second one of them, drawn by
+//! lot, is recorded with the number that it stands for (`service::audit::chain`). So a
 //! flood costs a bounded number of rows, and none of it is lost silently. What
 //! succeeds, and what has an effect, is never counted only.
 //!
@@ -18,7 +18,7 @@ use std::{
 
 use uuid::Uuid;
 
-use crate::domain::{ApiKeyId, AuditEvent, UserId, audit::Action};
+use crate::domain::{ApiKeyId, AuditEvent, Entropy, UserId, audit::Action};
 
 /// How long a budget of failures is for.
 const MINUTE: Duration = Duration::from_mins(1);
@@ -87,14 +87,22 @@ impl Sampler {
         failures.seen <= self.failures_per_minute
     }
 
-    /// Counts failures that are not recorded by themselves.
-    pub fn leave_out(&self, event: AuditEvent) {
+    /// Counts failures that are not recorded by themselves. Each is as likely as the
+    /// others to be the one that stands for all: nobody is to choose it by coming
+    /// first.
+    pub fn leave_out(&self, event: AuditEvent, entropy: &dyn Entropy) {
         let mut all = locked(&self.failures);
         let Some(failures) = all.get_mut(&event.action) else {
             return;
         };
         match &mut failures.left_out {
-            Some(first) => first.represents += event.represents,
+            Some(drawn) => {
+                let all = drawn.represents + event.represents;
+                if i64::from_be_bytes(entropy.array()).rem_euclid(all) < event.represents {
+                    *drawn = event;
+                }
+                drawn.represents = all;
+            }
             none => *none = Some(event),
         }
     }
@@ -139,7 +147,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::domain::audit::Outcome;
+    use crate::{crypto::testing::Seeded, domain::audit::Outcome};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -165,11 +173,11 @@ mod tests {
 
     #[test]
     fn of_failures_beyond_the_budget_one_stands_for_all() {
-        let sampler = Sampler::new(3, MINUTE);
+        let (sampler, random) = (Sampler::new(3, MINUTE), Seeded::new(1));
         let happen = |action, n, now| {
             let is_recorded = sampler.records(action, now);
             if !is_recorded {
-                sampler.leave_out(failed(action, n));
+                sampler.leave_out(failed(action, n), &random);
             }
             is_recorded
         };
@@ -183,7 +191,7 @@ mod tests {
         assert!(happen(Action::PasswordChanged, 20, SECOND));
         let left = sampler.take_left_out();
         assert_eq!(left.len(), 1);
-        assert_eq!((left[0].id, left[0].represents), (Uuid::from_u128(3), 7));
+        assert_eq!(left[0].represents, 7);
         assert!(sampler.take_left_out().is_empty());
         // What could not be recorded is counted with what has come since.
         assert_eq!(
@@ -194,12 +202,37 @@ mod tests {
             0
         );
         for event in left {
-            sampler.leave_out(event);
+            sampler.leave_out(event, &random);
         }
         assert_eq!(sampler.take_left_out()[0].represents, 17);
         // A minute later it begins anew.
         assert_eq!(recorded(40, SECOND + MINUTE), 3);
         assert_eq!(sampler.take_left_out()[0].represents, 7);
+    }
+
+    #[test]
+    fn whoever_comes_first_does_not_stand_for_the_rest() {
+        let (sampler, random) = (Sampler::new(0, MINUTE), Seeded::new(1));
+        let mut drawn = [0; 4];
+        for _ in 0..1_000 {
+            // One that was left out again stands for two.
+            for (n, represents) in [(0, 1), (1, 1), (2, 2)] {
+                assert!(!sampler.records(Action::Login, SECOND));
+                let event = AuditEvent {
+                    represents,
+                    ..failed(Action::Login, n)
+                };
+                sampler.leave_out(event, &random);
+            }
+            let event = sampler.take_left_out().remove(0);
+            assert_eq!(event.represents, 4);
+            drawn[usize::try_from(event.id.as_u128()).unwrap()] += 1;
+        }
+        assert!(
+            drawn[..2].iter().all(|n| (200..300).contains(n)),
+            "{drawn:?}"
+        );
+        assert!((450..550).contains(&drawn[2]), "{drawn:?}");
     }
 
     #[test]
