@@ -12,7 +12,11 @@ pub enum Command {
     /// Apply what is missing
     Up,
     /// Undo the newest migrations, with the data that only they hold
-    #[command(after_help = "Example:\n  countersign migrate down --steps 2 --yes")]
+    #[command(after_help = "\
+What the audit log needs to be whole is not taken back: see docs/audit.md.
+
+Example:
+  countersign migrate down --steps 2 --yes")]
     Down(Down),
     /// Show which migrations are applied
     Status,

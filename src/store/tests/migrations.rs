@@ -23,6 +23,34 @@ on_both! {
         db.user("ana").await;
     }
 
+    async fn what_would_break_the_audit_log_is_not_taken_back(db) {
+        db.write(async |tx| run(tx, "INSERT INTO audit_retention (id, mark) VALUES (1, 'csa_')").await).await;
+        let (id, at) = if db.is_postgres() {
+            ("'00000000-0000-7000-8000-000000000099'", "now()")
+        } else {
+            ("x'00000000000070008000000000000099'", "0")
+        };
+        let several = format!(
+            "INSERT INTO audit_events (id, at, action, outcome, correlation_id, represents) \
+             VALUES ({id}, {at}, 'session.login', 'failure', 'c', 7)"
+        );
+        db.write(async |tx| run(tx, &several).await).await;
+        for (last, says, mend) in [
+            ("audit_retention", "went by age", "DELETE FROM audit_retention"),
+            ("audit_sampling", "stand for several", "UPDATE audit_events SET represents = 1"),
+        ] {
+            let before = tables(db).await;
+            for _ in 0..2 {
+                let refused = db.store.migrate_down().await.unwrap_err();
+                assert!(crate::error::chain(&refused).contains(says), "{refused:?}");
+                assert_eq!(tables(db).await, before);
+            }
+            db.write(async |tx| run(tx, mend).await).await;
+            let reverted = db.store.migrate_down().await.unwrap();
+            assert!(reverted.is_some_and(|name| name.ends_with(last)), "{last}");
+        }
+    }
+
     async fn nobody_waits_long_for_others_who_migrate(db) {
         let begun = std::time::Instant::now();
         let refused = db
