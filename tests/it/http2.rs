@@ -23,8 +23,12 @@ enum Served {
     FewStreams,
     /// One login a minute.
     FewLogins,
-    /// Nothing may take more than a second or so.
-    Impatiently,
+    /// A connection must begin within 400 ms. Nothing else ends one soon.
+    ToWhoBegins,
+    /// Without a call it is closed after a second.
+    ToWhoCalls,
+    /// It is pinged each second, and has one to answer.
+    ToWhoAnswers,
     /// To somebody who has logged in.
     ToAnAccount,
     ByTls,
@@ -42,9 +46,9 @@ impl Served {
                 ("LIMITS__RATE_LIMITS_ENABLED", "true"),
                 ("LIMITS__LOGIN_PER_MINUTE", "1"),
             ],
-            Self::Impatiently => &[
-                ("LISTEN__HANDSHAKE_TIMEOUT_MS", "400"),
-                ("LISTEN__IDLE_SECONDS", "1"),
+            Self::ToWhoBegins => &[("LISTEN__HANDSHAKE_TIMEOUT_MS", "400")],
+            Self::ToWhoCalls => &[("LISTEN__IDLE_SECONDS", "1")],
+            Self::ToWhoAnswers => &[
                 ("LISTEN__KEEPALIVE_SECONDS", "1"),
                 ("LISTEN__KEEPALIVE_TIMEOUT_SECONDS", "1"),
             ],
@@ -188,7 +192,7 @@ cases! {
     answers_that_nobody_reads: AsItIs,
     large_answers_that_nobody_reads: AsItIs,
     messages_that_never_end: AsItIs,
-    connections_that_say_nothing: Impatiently,
+    connections_that_say_nothing: ToWhoBegins,
     connections_that_begin_and_go: AsItIs,
     tls_1_2_and_1_3_are_served: ByTls,
     older_tls_is_refused: ByTls,
@@ -208,11 +212,11 @@ cases! {
     priorities_are_passed_over: AsItIs,
     malformed_requests_are_refused: AsItIs,
     trailers_are_not_headers: AsItIs,
-    a_preface_that_never_comes_or_is_another: Impatiently,
-    a_preface_byte_by_byte_is_cut: Impatiently,
-    headers_that_come_slowly_are_cut: Impatiently,
+    a_preface_that_never_comes_or_is_another: ToWhoBegins,
+    a_preface_byte_by_byte_is_cut: ToWhoBegins,
+    headers_that_come_slowly_are_cut: ToWhoAnswers,
     headers_of_http_1_that_come_slowly_are_cut: ToPages,
-    an_idle_connection_is_closed_and_never_one_with_a_call: Impatiently,
-    who_answers_no_ping_is_gone: Impatiently,
-    who_has_said_all_is_gone: Impatiently,
+    an_idle_connection_is_closed_and_never_one_with_a_call: ToWhoCalls,
+    who_answers_no_ping_is_gone: ToWhoAnswers,
+    who_has_said_all_is_gone: ToWhoAnswers,
 }
