@@ -48,6 +48,9 @@ use config::UNIX;
 use connection::Rules;
 use threads::Threads;
 
+#[doc(hidden)]
+pub use budget::followed;
+
 /// How long to wait when the machine has no file descriptor left: connections
 /// must end before another can be accepted.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);

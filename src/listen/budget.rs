@@ -147,6 +147,19 @@ impl Budget {
     }
 }
 
+/// How many frames are counted of a connection that sends these parts, and the last
+/// stream that it begins: the way in for the fuzz target `frames`.
+#[doc(hidden)]
+pub fn followed<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> (u64, u32) {
+    let mut budget = Budget::new();
+    for part in parts {
+        if budget.read(part).is_err() {
+            break;
+        }
+    }
+    (MOST - budget.left, budget.last_stream)
+}
+
 impl Spent {
     /// The frame that says so: GOAWAY (section 6.8) with ENHANCE_YOUR_CALM. gRPC
     /// clients that read the first of the words ping less often afterwards.

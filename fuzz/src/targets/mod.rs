@@ -1,12 +1,14 @@
 //! The fuzz targets: whatever comes from outside and is read by code of ours. No
 //! input may make one panic, and each says besides what must hold of its answer.
 //!
-//! Who is outside differs: callers write tokens, requests and headers; operators
-//! write the configuration; whoever can write to the database or the disk writes
-//! stored hashes, anchors and snapshots.
+//! Who is outside differs: callers write frames, tokens, requests and headers;
+//! operators write the configuration; a list elsewhere writes what it knows of breached
+//! passwords; whoever can write to the database or the disk writes stored hashes,
+//! anchors and snapshots.
 //!
 //! The tests of the workspace compile these files too (`tests/it/fuzz.rs`).
 
+mod network;
 mod requests;
 mod settings;
 mod tokens;
@@ -36,6 +38,7 @@ pub const ALL: &[Target] = &[
     target("access_token", access_token, tokens::access_token_seeds),
     target("api_key", api_key, tokens::api_key_seeds),
     target("audit_anchor", audit_anchor, trust::audit_anchor_seeds),
+    target("breach_range", breach_range, network::breach_range_seeds),
     target(
         "check_request",
         check_request,
@@ -44,6 +47,8 @@ pub const ALL: &[Target] = &[
     target("claims", claims, tokens::claims_seeds),
     target("configuration", configuration, Vec::new),
     target("device_token", device_token, tokens::device_token_seeds),
+    target("explanation", explanation, tokens::access_token_seeds),
+    target("frames", frames, network::frames_seeds),
     target("headers", headers, Vec::new),
     target("page_token", page_token, tokens::page_token_seeds),
     target("password_hash", password_hash, Vec::new),
@@ -57,10 +62,12 @@ pub const ALL: &[Target] = &[
     ),
 ];
 
+pub use network::{breach_range, frames};
 pub use requests::{check_request, headers, requests};
 pub use settings::configuration;
 pub use tokens::{
-    access_token, api_key, claims, device_token, page_token, password_hash, refresh_token,
+    access_token, api_key, claims, device_token, explanation, page_token, password_hash,
+    refresh_token,
 };
 pub use trust::{audit_anchor, trust_delta, trust_snapshot};
 

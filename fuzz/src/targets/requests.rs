@@ -81,9 +81,11 @@ pub fn check_request(data: &[u8]) {
     if passes {
         let asked = CheckRequest::decode(data).expect("what cannot be read does not pass");
         let attributes = asked.attributes.expect("a request");
-        let is_open = |key: &str| attributes.context_extensions.contains_key(key);
+        let route = attributes.context_extensions;
+        let says = |key: &str| route.get(key).is_some_and(|value| value == "true");
         let http = attributes.request.and_then(|request| request.http);
         let http = http.expect("a request");
+        let is_open = says("optional") || (says("preflight") && http.method == "OPTIONS");
         let joined = http.headers.values().map(String::as_bytes);
         let raw = http.header_map.iter().flat_map(|map| &map.headers);
         let raw = raw.flat_map(|header| [header.raw_value.as_slice(), header.value.as_bytes()]);
@@ -93,7 +95,13 @@ pub fn check_request(data: &[u8]) {
                 .split_once(' ')
                 .is_some_and(|(_, it)| tokens::is_good(it.trim_start_matches(' ')))
         });
-        assert!(brings_a_good_one || is_open("optional") || is_open("preflight"));
+        assert!(brings_a_good_one || is_open);
+        // Neither of the good ones has more.
+        let mut scopes = route
+            .get("scope")
+            .into_iter()
+            .flat_map(|all| all.split(' '));
+        assert!(is_open || scopes.all(|scope| ["orders.read", "orders.write"].contains(&scope)));
     }
 }
 
@@ -355,6 +363,13 @@ pub(super) fn check_request_seeds() -> Vec<(String, Vec<u8>)> {
         ),
         check("bad", &[("authorization", "Bearer a.b.c")], &[]),
         check("optional", &[], &[("optional", "true")]),
+        check("not_optional", &[], &[("optional", "false")]),
+        check("no_preflight", &[], &[("preflight", "true")]),
+        check(
+            "another_scope",
+            &[("authorization", &bearer)],
+            &[("scope", "orders.delete")],
+        ),
         check("grpc", &[("content-type", "application/grpc")], &[]),
         check(
             "misspelt",

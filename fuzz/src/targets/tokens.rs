@@ -17,6 +17,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use countersign::{
     crypto::{self, MasterKey, RefreshKeys, RequestKeys, Sealer, secret_key},
     domain::{Entropy, SessionId, UserId, signing_key::Purpose},
+    grpc::explain,
 };
 use countersign_verifier::{
     Algorithm, ApiKey, ApiKeyHash, ApiKeySecret, ApiKeys, Clock, KeySet, KeyState, Policy,
@@ -194,6 +195,21 @@ pub fn access_token(data: &[u8]) {
     }
 }
 
+/// Why a credential is good or not: of one without a good signature nothing is shown.
+pub fn explanation(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    for audience in [None, Some("orders"), Some("billing")] {
+        let explained = VERIFIER.explain(text, audience).expect("it is ready");
+        assert_eq!(explained.rejection, VERIFIER.verify(text, audience).err());
+        let answer = explain::response(&explained);
+        assert_eq!(answer.caller.is_some(), is_good(text), "{text}");
+        assert_eq!(answer.claims.is_some(), text == good_token(), "{text}");
+        assert!(is_good(text) || answer.off_by.is_none(), "{text}");
+    }
+}
+
 /// A header and claims, a line each, with a good signature over them: what is behind
 /// the signature.
 pub fn claims(data: &[u8]) {
@@ -202,7 +218,12 @@ pub fn claims(data: &[u8]) {
     };
     let (header, claims) = text.split_once('\n').unwrap_or_default();
     let token = signed(header, claims);
-    let Ok(caller) = VERIFIER.verify(&token, Some("orders")) else {
+    let verdict = VERIFIER.verify(&token, Some("orders"));
+    let explained = VERIFIER.explain(&token, Some("orders"));
+    let explained = explained.expect("it is ready");
+    assert_eq!(explained.rejection.as_ref(), verdict.as_ref().err());
+    let _answer = explain::response(&explained);
+    let Ok(caller) = verdict else {
         return;
     };
     // What nobody reads may hold a number that no type holds.

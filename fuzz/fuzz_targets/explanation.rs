@@ -1,0 +1,6 @@
+#![no_main]
+
+use countersign_fuzz::{run, targets::explanation};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| run(explanation, data));
