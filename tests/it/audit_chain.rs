@@ -96,9 +96,14 @@ async fn log(world: &World) -> Person {
     ana
 }
 
-const TABLES: [&str; 3] = ["audit_events", "audit_origins", "audit_checkpoints"];
+const TABLES: [&str; 4] = [
+    "audit_events",
+    "audit_origins",
+    "audit_checkpoints",
+    "audit_retention",
+];
 
-async fn keep(world: &World) {
+pub async fn keep(world: &World) {
     for table in TABLES {
         world
             .execute(&format!(
@@ -108,7 +113,7 @@ async fn keep(world: &World) {
     }
 }
 
-async fn put_back(world: &World) {
+pub async fn put_back(world: &World) {
     let back = TABLES.map(|table| {
         format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept_{table};")
     });

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::{
-    audit_chain::{check, count},
+    audit_chain::{check, count, keep, put_back},
     audit_service::{auditor, chained, list, watch},
     harness::{
         Failure, Kind, Person, World,
@@ -90,33 +90,6 @@ async fn expired(world: &World) -> i64 {
 async fn set_mark(world: &World, mark: &str) {
     world
         .execute(&format!("UPDATE audit_retention SET mark = '{mark}'"))
-        .await;
-}
-
-const TABLES: [&str; 4] = [
-    "audit_events",
-    "audit_origins",
-    "audit_checkpoints",
-    "audit_retention",
-];
-
-async fn keep(world: &World) {
-    for table in TABLES {
-        world
-            .execute(&format!(
-                "CREATE TABLE kept_{table} AS SELECT * FROM {table}"
-            ))
-            .await;
-    }
-}
-
-async fn put_back(world: &World) {
-    let back = TABLES.map(|table| {
-        format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept_{table};")
-    });
-    let all = back.concat();
-    world
-        .execute(&format!("BEGIN; DELETE FROM audit_origins; {all} COMMIT;"))
         .await;
 }
 

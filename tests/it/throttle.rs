@@ -77,20 +77,6 @@ async fn client_of(world: &World, email: &str) -> Client {
     world.anonymous().with_token(&pair.access_token)
 }
 
-async fn rename(client: &Client, user_id: &str, username: &str) {
-    let request = v1::UpdateUserRequest {
-        user: Some(v1::User {
-            user_id: user_id.to_owned(),
-            username: username.to_owned(),
-            ..Default::default()
-        }),
-        update_mask: Some(prost_types::FieldMask {
-            paths: vec!["username".into()],
-        }),
-    };
-    client.clone().users.update_user(request).await.unwrap();
-}
-
 /// Hashes that this node has made since it started.
 fn hashes(core: &Core) -> u64 {
     core.lanes.work() / HASH
@@ -308,7 +294,7 @@ on_both! {
     async fn after_the_last_failure_somebody_has_to_reset_it(world: World) {
         let admin = world.admin().await;
         let (ana, ben) = (world.person().await, world.person().await);
-        rename(&admin.client, &ana.user_id, "ana.lima").await;
+        calls::rename(&admin.client, &ana.user_id, "ana.lima").await;
         let world = world.restarted(|config| {
             config.login_throttle = after(2);
             config.login_throttle.failures_before_reset = 4;
@@ -355,7 +341,7 @@ on_both! {
         };
         fail().await;
         // Under another name it is the same account.
-        rename(&person, &ana.user_id, "ana.lima").await;
+        calls::rename(&person, &ana.user_id, "ana.lima").await;
         assert_eq!(told(&change(PASSWORD).await.unwrap_err()), throttled(FIRST));
         calls::unlock(&admin, &ana.user_id).await.unwrap();
         fail().await;
@@ -382,12 +368,12 @@ on_both! {
         // One that was counted under already keeps the greater count.
         assert_eq!(guess(&world.anonymous(), "ana.lima", WRONG).await, failed());
         for name in ["ana.lima", "lima.ana"] {
-            rename(&person, &ana.user_id, name).await;
+            calls::rename(&person, &ana.user_id, name).await;
             assert_eq!(guess(&world.anonymous(), name, PASSWORD).await, throttled(FIRST));
         }
         assert_eq!(guess(&world.anonymous(), &ana.email, PASSWORD).await, throttled(FIRST));
         let person = client_of(&world, &ben.email).await;
-        rename(&person, &ben.user_id, "ben").await;
+        calls::rename(&person, &ben.user_id, "ben").await;
         world::login(&world.anonymous(), "ben", PASSWORD).await.unwrap();
     }
 

@@ -56,6 +56,22 @@ pub async fn refresh(client: &Client, token: &str) -> Result<v1::TokenPair, Stat
     Ok(reply.into_inner().tokens.expect("tokens"))
 }
 
+/// Gives an account another username.
+pub async fn rename(client: &Client, user_id: &str, username: &str) {
+    let request = v1::UpdateUserRequest {
+        user: Some(v1::User {
+            user_id: user_id.to_owned(),
+            username: username.to_owned(),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["username".into()],
+        }),
+    };
+    let renamed = client.clone().users.update_user(request).await;
+    renamed.expect("renames");
+}
+
 /// Whether neither token of the pair is good for anything.
 pub async fn is_dead(client: &Client, pair: &v1::TokenPair) -> bool {
     !validates(client, &pair.access_token).await

@@ -238,7 +238,7 @@ impl Case<'_> {
             }
             Step::Rename(number) => {
                 let admin = self.admin.again().await;
-                rename(&admin, &self.ana.user_id, &self.usernames[number]).await;
+                calls::rename(&admin.client, &self.ana.user_id, &self.usernames[number]).await;
                 let before = self.names();
                 self.username = Some(number);
                 let after = self.names();
@@ -297,21 +297,6 @@ async fn login(
     };
     let reply = world.anonymous().auth.login(request).await.map_err(told)?;
     Ok(reply.into_inner().device_token)
-}
-
-async fn rename(admin: &Person, user_id: &str, username: &str) {
-    let request = v1::UpdateUserRequest {
-        user: Some(v1::User {
-            user_id: user_id.to_owned(),
-            username: username.to_owned(),
-            ..Default::default()
-        }),
-        update_mask: Some(prost_types::FieldMask {
-            paths: vec!["username".into()],
-        }),
-    };
-    let renamed = admin.client.clone().users.update_user(request).await;
-    renamed.expect("renames");
 }
 
 async fn answers_as_the_model(world: &World, admin: &Person, steps: Vec<Step>) -> Verdict {
