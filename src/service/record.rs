@@ -65,11 +65,16 @@ pub(super) async fn failure(
         })
         .await?;
     if written.value && !is_recorded {
-        let action = event.action.as_str();
-        metrics::counter!("countersign_audit_left_out_total", "action" => action).increment(1);
-        core.sampler.leave_out(event, &*core.entropy);
+        leave_out(core, event);
     }
     Ok(())
+}
+
+/// Counts an event that is not recorded by itself.
+pub(super) fn leave_out(core: &Core, event: AuditEvent) {
+    let action = event.action.as_str();
+    metrics::counter!("countersign_audit_left_out_total", "action" => action).increment(1);
+    core.sampler.leave_out(event, &*core.entropy);
 }
 
 /// Records that the caller reads what is another's. Call it before the answer: what

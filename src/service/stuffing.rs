@@ -13,7 +13,7 @@
 //! networks may share one; nobody can choose with whom.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::RandomState},
+    collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -267,13 +267,12 @@ impl Place {
 }
 
 /// The task that tells people: a line in the log and a record in the audit log for
-/// each beginning and each end.
+/// each beginning and each end. Whoever has many networks causes as many as they
+/// like: what is too much is counted only (`super::audit::sample`).
 #[derive(Debug)]
 pub struct Lookout {
     core: Arc<Core>,
     call: Call,
-    /// Where the database was away.
-    unrecorded: VecDeque<AuditEvent>,
 }
 
 impl Lookout {
@@ -282,51 +281,77 @@ impl Lookout {
         Self {
             core,
             call: Call::internal("stuffing"),
-            unrecorded: VecDeque::new(),
         }
     }
 
-    /// Works until told to stop.
-    pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut quiet = false;
-        loop {
-            let core = Arc::clone(&self.core);
+    /// Works until told to stop, and then tells what is left.
+    pub async fn run(self, shutdown: CancellationToken) {
+        while !shutdown.is_cancelled() {
             tokio::select! {
-                () = core.stuffing.began.notified() => {}
+                () = self.core.stuffing.began.notified() => {}
                 () = sleep(EVERY) => {}
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => {}
             }
-            let told = self.tell().await;
-            if let Err(error) = &told
-                && !quiet
-            {
+            if let Err(error) = self.tell().await {
                 tracing::warn!(
-                    cause = crate::error::chain(error),
-                    "credential stuffing could not be recorded; it will be"
+                    cause = crate::error::chain(&error),
+                    "credential stuffing could not be recorded; it is counted, and will be"
                 );
             }
-            quiet = told.is_err();
         }
     }
 
-    /// Tells of what has begun and what has ended, and records it; what cannot be
-    /// recorded is kept for the next time.
-    pub async fn tell(&mut self) -> Result<()> {
-        for turn in self.core.stuffing.turns() {
-            turn.log();
-            let event = turn.event(&self.core, &self.call);
-            self.unrecorded.push_back(event);
+    /// Tells of what has begun and what has ended, and records it. What cannot be
+    /// recorded is counted.
+    pub async fn tell(&self) -> Result<()> {
+        let core = &*self.core;
+        let mut events = Vec::new();
+        for turn in core.stuffing.turns() {
+            turn.count();
+            let event = turn.event(core, &self.call);
+            if core.sampler.records(event.action, core.clock.monotonic()) {
+                turn.log();
+                events.push(event);
+            } else {
+                record::leave_out(core, event);
+            }
         }
-        while let Some(event) = self.unrecorded.front() {
-            let insert = async |tx: &mut _| record::insert(&self.core, tx, event).await;
-            self.core.store.write(&self.call, insert).await?;
-            self.unrecorded.pop_front();
+        if events.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let written = core.store.write(&self.call, async |tx| {
+            for event in &events {
+                record::insert(core, tx, event).await?;
+            }
+            Ok(())
+        });
+        let written = written.await;
+        if written.is_err() {
+            for event in events {
+                record::leave_out(core, event);
+            }
+        }
+        written.map(drop)
     }
 }
 
 impl Turn {
+    /// What begins or ends: a network, or the node.
+    fn of(&self) -> &'static str {
+        if self.network.is_some() {
+            "network"
+        } else {
+            "node"
+        }
+    }
+
+    fn count(&self) {
+        if self.began {
+            let of = self.of();
+            metrics::counter!("countersign_stuffing_episodes_total", "of" => of).increment(1);
+        }
+    }
+
     fn log(&self) {
         let Tally { failed, succeeded } = self.tally;
         let network = self.network.map(|network| network.to_string());
@@ -335,10 +360,8 @@ impl Turn {
             tracing::info!(network, "logins look like credential stuffing no more");
             return;
         }
-        let of = if network.is_some() { "network" } else { "node" };
-        metrics::counter!("countersign_stuffing_episodes_total", "of" => of).increment(1);
         tracing::warn!(
-            of,
+            of = self.of(),
             network,
             failed_names = failed,
             successful_names = succeeded,

@@ -52,7 +52,7 @@ pub const METRICS: &[Metric] = &[
         "countersign_audit_left_out_total",
         Kind::Counter,
         &["action"],
-        "Failures beyond audit.failures_per_minute: in the audit log one record a second stands for them",
+        "Failures and episodes beyond audit.failures_per_minute: in the audit log one record a second stands for them",
     ),
     metric(
         "countersign_breach_list_checks_total",

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use countersign::service::stuffing::Lookout;
+use countersign::{config::Config, service::stuffing::Lookout};
 use countersign_proto::v1;
 use tonic::Status;
 use tonic_types::StatusExt as _;
@@ -12,7 +12,8 @@ use crate::{
     harness::{
         Failure, Kind, World, calls,
         calls::{access_line, named},
-        eventually, logs,
+        database, eventually, logs,
+        proxy::{Fault, Proxy},
         world::PASSWORD,
     },
     on_both,
@@ -27,13 +28,13 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// The world, where logins are watched, and come from where they say.
 async fn watched(world: World) -> World {
-    world
-        .restarted(|config| {
-            config.limits.rate_limits_enabled = true;
-            config.limits.login_per_minute = 100_000;
-            config.limits.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
-        })
-        .await
+    world.restarted(watch).await
+}
+
+fn watch(config: &mut Config) {
+    config.limits.rate_limits_enabled = true;
+    config.limits.login_per_minute = 100_000;
+    config.limits.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
 }
 
 /// Why a login was refused, and when to come again.
@@ -223,11 +224,84 @@ on_both! {
         assert_eq!(over, 15);
     }
 
+    async fn a_flood_of_episodes_costs_a_bounded_number_of_records_and_lines(world: World) {
+        let world = watched(world).await;
+        let world = world.restarted(|config| {
+            config.credential_stuffing.failed_names = 5;
+            config.audit.failures_per_minute = 3;
+        }).await;
+        // The databases' tests share one log.
+        let networks = match world.database.kind {
+            Kind::Sqlite => "100.65",
+            Kind::Postgres => "100.66",
+        };
+        for n in 0..8 {
+            assert!(spray(&world, &format!("{networks}.{n}"), 20).await < 20);
+        }
+        let begun = "audit_events WHERE action = 'session.stuffing_began'";
+        let sum = async || world.query(&format!("SELECT coalesce(sum(represents), 0) FROM {begun}")).await;
+        eventually("all are accounted for", async || sum().await == ["8"]).await;
+        let lines = logs::lines().into_iter();
+        let lines = lines.filter(|line| line.contains("logins look like credential stuffing"));
+        let lines = lines.filter(|line| line.contains(&format!("\"{networks}.")));
+        assert_eq!(lines.count(), 3);
+        let alone = world.query(&format!("SELECT count(*) FROM {begun} AND represents = 1")).await;
+        assert!(alone[0].parse::<u32>().unwrap() >= 3, "{alone:?}");
+    }
+
+    async fn an_end_that_was_not_told_yet_is_recorded_by_a_node_that_stops(world: World) {
+        let world = watched(world).await;
+        assert!(spray(&world, "100.64.3", 60).await < 60);
+        eventually("it is recorded", async || recorded(&world).await.len() == 1).await;
+        world.clock.advance(WINDOW);
+        world.node.running.stop().await;
+        let ended = "SELECT count(*) FROM audit_events WHERE action = 'session.stuffing_ended'";
+        assert_eq!(world.query(ended).await, ["1"]);
+    }
+
     async fn it_is_switched_off_with_the_limits_per_address(world: World) {
         let names = (0..60).map(|n| format!("nobody{n}@example.com"));
         for name in names {
             assert_eq!(login(&world, "127.0.0.1", &name, WRONG).await, Err(failed()));
         }
         assert!(recorded(&world).await.is_empty());
+    }
+}
+
+/// PostgreSQL only: SQLite is a file in this process, and loses no COMMIT.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_whose_commit_had_no_answer_holds_up_no_other() {
+    for fault in [Fault::LosesCommit, Fault::LosesAnswer] {
+        let proxy = Proxy::before(&database::cluster_url()).await;
+        let world = World::with(Kind::Postgres, |config| {
+            config.database.url = proxy.url(&config.database.url);
+            watch(config);
+        })
+        .await;
+        let core = world.node.running.core();
+        let lookout = Lookout::new(core.clone());
+        assert!(spray(&world, "100.64.5", 60).await < 60);
+        let count = async |what: &str| {
+            let begun = "SELECT count(*) FROM audit_events WHERE action = 'session.stuffing_";
+            world.query(&format!("{begun}{what}'")).await[0].clone()
+        };
+        eventually("it is recorded", async || count("began").await == "1").await;
+
+        proxy.make(fault);
+        world.clock.advance(WINDOW);
+        lookout.tell().await.unwrap_err();
+        proxy.make(Fault::None);
+        let closed = async || !core.store.breaker().is_open();
+        eventually("the breaker is closed", closed).await;
+        // If it was committed it is there twice, which is better than never.
+        let most = if fault == Fault::LosesAnswer {
+            "2"
+        } else {
+            "1"
+        };
+        eventually("its end is recorded", async || count("ended").await == most).await;
+        assert!(spray(&world, "100.64.5", 60).await < 60);
+        lookout.tell().await.unwrap();
+        eventually("the next is recorded", async || count("began").await == "2").await;
     }
 }

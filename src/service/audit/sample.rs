@@ -3,8 +3,9 @@
 //! *Failures that anybody can cause*: of each kind a node records the first of a
 //! minute whole. The rest is counted, and about once a second one of them, drawn by
 //! lot, is recorded with the number that it stands for (`service::audit::chain`). So a
-//! flood costs a bounded number of rows, and none of it is lost silently. What
-//! succeeds, and what has an effect, is never counted only.
+//! flood costs a bounded number of rows, and none of it is lost silently. So it is
+//! with beginnings and ends of credential stuffing. What else succeeds, and what
+//! has an effect, is never counted only.
 //!
 //! *Reads*: the same caller who reads the same again and again, as a page that
 //! polls does, is recorded once in a while.
