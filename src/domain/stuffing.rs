@@ -2,9 +2,12 @@
 //! that get in. No single name is tried often, so what counts is the names, each
 //! once, and only those under which nobody got in: people mistype.
 //!
-//! A place is watched in windows of time. How many names there were is estimated
-//! from bits (linear counting), so that a place takes the same memory whatever
-//! is tried from it, and no name can be read back.
+//! Whether few get in is told by accounts: one that is renamed again and again
+//! gets in under many names.
+//!
+//! A place is watched in windows of time. How many there were is estimated from
+//! bits (linear counting), so that a place takes the same memory whatever is tried
+//! from it, and no name can be read back.
 
 use std::time::Duration;
 
@@ -16,28 +19,29 @@ pub struct Limits {
     pub window: Duration,
     /// Names that failed.
     pub failed_names: u32,
-    /// Of so many in a hundred names that were tried somebody got in, or more:
-    /// then it is a place where people log in.
+    /// If of names that failed and accounts that somebody got into so many in a
+    /// hundred are accounts, or more, it is a place where people log in.
     pub success_percent: u32,
     /// The time from one login to the next in an episode.
     pub pause: Duration,
 }
 
-/// How many names there were in a window.
+/// How many there were in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
-    /// Under which nobody got in.
+    /// Names under which nobody got in.
     pub failed: u32,
-    /// Under which somebody got in.
-    pub succeeded: u32,
+    /// Accounts that somebody got into.
+    pub accounts: u32,
 }
 
 /// A place that is watched.
 #[derive(Debug)]
 pub struct Watch {
     since: Duration,
-    failed: Names,
-    succeeded: Names,
+    failed: Set,
+    succeeded: Set,
+    accounts: Set,
     episode: Option<Episode>,
 }
 
@@ -49,33 +53,42 @@ struct Episode {
     next: Duration,
 }
 
-/// A set of names, each a bit.
+/// A set of names or of accounts, each a bit.
 #[derive(Debug)]
-struct Names(Box<[u64]>);
+struct Set(Box<[u64]>);
 
 impl Watch {
     /// Nothing was seen yet. It can tell apart about three times as many names as
     /// there are bits in so many words.
     pub fn new(words: usize, now: Duration) -> Self {
-        let names = || Names(vec![0; words].into());
+        let none = || Set(vec![0; words].into());
         Self {
             since: now,
-            failed: names(),
-            succeeded: names(),
+            failed: none(),
+            succeeded: none(),
+            accounts: none(),
             episode: None,
         }
     }
 
-    /// Counts a login under the name that has this hash. True if an episode begins
-    /// with it.
-    pub fn count(&mut self, name: u64, succeeded: bool, limits: &Limits, now: Duration) -> bool {
+    /// Counts a login under the name that has this hash, and the account that it
+    /// led to. True if an episode begins with it.
+    pub fn count(
+        &mut self,
+        name: u64,
+        account: Option<u64>,
+        limits: &Limits,
+        now: Duration,
+    ) -> bool {
         if self.is_past(limits, now) {
             self.since = now;
             self.failed.clear();
             self.succeeded.clear();
+            self.accounts.clear();
         }
-        if succeeded {
+        if let Some(account) = account {
             self.succeeded.insert(name);
+            self.accounts.insert(account);
             return false;
         }
         self.failed.insert(name);
@@ -120,7 +133,7 @@ impl Watch {
         !self.is_slowed(now) && self.is_past(limits, now)
     }
 
-    /// The names of this window.
+    /// The names and accounts of this window.
     pub fn tally(&self) -> Tally {
         let bits = self.failed.bits();
         let succeeded = self.succeeded.count();
@@ -129,7 +142,7 @@ impl Watch {
         let failed = self.failed.without(&self.succeeded);
         Tally {
             failed: estimate(failed, bits - succeeded, bits),
-            succeeded: estimate(succeeded, bits, bits),
+            accounts: estimate(self.accounts.count(), bits, bits),
         }
     }
 
@@ -140,13 +153,13 @@ impl Watch {
 
 impl Tally {
     fn is_suspicious(self, limits: &Limits) -> bool {
-        let (failed, succeeded) = (u64::from(self.failed), u64::from(self.succeeded));
+        let (failed, accounts) = (u64::from(self.failed), u64::from(self.accounts));
         self.failed >= limits.failed_names
-            && succeeded * 100 < (failed + succeeded) * u64::from(limits.success_percent)
+            && accounts * 100 < (failed + accounts) * u64::from(limits.success_percent)
     }
 }
 
-impl Names {
+impl Set {
     fn bits(&self) -> u32 {
         u32::try_from(self.0.len() * 64).unwrap_or(u32::MAX)
     }
@@ -155,8 +168,8 @@ impl Names {
         self.0.fill(0);
     }
 
-    fn insert(&mut self, name: u64) {
-        let bit = name % u64::from(self.bits()).max(1);
+    fn insert(&mut self, hash: u64) {
+        let bit = hash % u64::from(self.bits()).max(1);
         let word = usize::try_from(bit / 64).unwrap_or_default();
         if let Some(word) = self.0.get_mut(word) {
             *word |= 1 << (bit % 64);
@@ -176,8 +189,8 @@ impl Names {
     }
 }
 
-/// How many names it took to set so many of the bits that they could have set,
-/// where each name sets one of all bits (Whang et al., 1990).
+/// How many it took to set so many of the bits that they could have set, where
+/// each sets one of all bits (Whang et al., 1990).
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -186,8 +199,8 @@ impl Names {
 fn estimate(set: u32, of: u32, bits: u32) -> u32 {
     // With all of them set there is no telling; one may be half set.
     let unset = (f64::from(of) - f64::from(set)).max(0.5);
-    let names = -f64::from(bits) * (unset / f64::from(of).max(0.5)).ln();
-    names.round() as u32
+    let number = -f64::from(bits) * (unset / f64::from(of).max(0.5)).ln();
+    number.round() as u32
 }
 
 #[cfg(test)]

@@ -120,7 +120,8 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     let Some((epoch, roles)) = opened.value else {
         return refuse(core, call, &wish.identifier, &attempt, user_id).await;
     };
-    core.stuffing.count(call, &wish.identifier, true);
+    core.stuffing
+        .count(call, &wish.identifier, Some(account.user_id));
     // Whoever comes next under this name need not wait for the rest.
     drop(attempt);
     core.trust.reach(opened.seq).await?;
@@ -158,7 +159,7 @@ async fn refuse(
     attempt: &Attempt<'_>,
     subject: Option<UserId>,
 ) -> Result<LoggedIn> {
-    core.stuffing.count(call, name, false);
+    core.stuffing.count(call, name, None);
     let mut event = record::event(core, call, Action::Login).failed();
     event.subject = subject;
     record::failure(core, &call.without_deadline(), event, async |tx| {

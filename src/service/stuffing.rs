@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Core, record};
 use crate::{
     domain::{
-        AuditEvent, Call, Identifier,
+        AuditEvent, Call, Identifier, UserId,
         audit::Action,
         network,
         stuffing::{Limits, Tally, Watch},
@@ -36,7 +36,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Networks that can be watched at once; each takes about 300 bytes.
+/// Networks that can be watched at once; each takes about 400 bytes.
 const PLACES: u64 = 1 << 15;
 
 /// Words of bits for the names of a network: it can tell apart some 1,500.
@@ -61,7 +61,8 @@ pub struct Config {
     pub failed_names: u32,
     /// Names that fail on the node.
     pub failed_names_of_node: u32,
-    /// Of so many in a hundred names somebody got in: then nothing is slowed.
+    /// Nothing is slowed if of names that fail and accounts that somebody got into
+    /// so many in a hundred are accounts.
     pub success_percent: u32,
     /// Logins from a network that is slowed.
     pub logins_per_minute: u32,
@@ -201,16 +202,17 @@ impl Stuffing {
         })
     }
 
-    /// Counts a password that was looked at.
-    pub(super) fn count(&self, call: &Call, name: &Identifier, succeeded: bool) {
+    /// Counts a password that was looked at, and the account that it led to.
+    pub(super) fn count(&self, call: &Call, name: &Identifier, account: Option<UserId>) {
         if !self.enabled {
             return;
         }
         let name = self.seed.hash_one(name);
+        let account = account.map(|account| self.seed.hash_one(account));
         let now = self.clock.monotonic();
         let mut places = self.places();
         let Places { node, networks } = &mut *places;
-        let mut began = node.watch.count(name, succeeded, &self.of_node, now);
+        let mut began = node.watch.count(name, account, &self.of_node, now);
         if let Some(address) = call.peer.address {
             let mut limits = self.of_network;
             if node.watch.is_slowed(now) {
@@ -219,7 +221,7 @@ impl Stuffing {
             let network = network::of(address);
             let place = networks.entry(self.place(network));
             let place = place.or_insert_with(|| Place::new(Some(network), WORDS, now));
-            if place.watch.count(name, succeeded, &limits, now) {
+            if place.watch.count(name, account, &limits, now) {
                 // Another may have had the place before.
                 place.network = Some(network);
                 began = true;
@@ -353,7 +355,7 @@ impl Turn {
     }
 
     fn log(&self) {
-        let Tally { failed, succeeded } = self.tally;
+        let Tally { failed, accounts } = self.tally;
         let network = self.network.map(|network| network.to_string());
         let network = network.as_deref();
         if !self.began {
@@ -364,7 +366,7 @@ impl Turn {
             of = self.of(),
             network,
             failed_names = failed,
-            successful_names = succeeded,
+            accounts,
             "logins look like credential stuffing"
         );
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use countersign::{config::Config, service::stuffing::Lookout};
 use countersign_proto::v1;
+use prost_types::FieldMask;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
@@ -222,6 +223,22 @@ on_both! {
         world.clock.advance(WINDOW);
         let over = spray(&world, "198.51.100", 15).await;
         assert_eq!(over, 15);
+    }
+
+    async fn who_gets_in_again_and_again_under_other_names_hides_nothing(world: World) {
+        let ana = world.person().await;
+        let world = watched(world).await;
+        let client = world.anonymous().with_token(&ana.tokens.access_token);
+        for n in 0..15 {
+            let username = format!("ana.{n}");
+            let renamed = v1::User { user_id: ana.user_id.clone(), username: username.clone(), ..Default::default() };
+            let mask = FieldMask { paths: vec!["username".to_owned()] };
+            let request = v1::UpdateUserRequest { user: Some(renamed), update_mask: Some(mask) };
+            client.clone().users.update_user(request).await.unwrap();
+            login(&world, "100.64.9.1", &username, PASSWORD).await.unwrap();
+        }
+        let looked_at = spray(&world, "100.64.9", 60).await;
+        assert!((17..=25).contains(&looked_at), "{looked_at}");
     }
 
     async fn a_flood_of_episodes_costs_a_bounded_number_of_records_and_lines(world: World) {

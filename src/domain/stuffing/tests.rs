@@ -29,7 +29,7 @@ fn watch() -> Watch {
 
 /// Fails under each; how often an episode began.
 fn fail(watch: &mut Watch, range: std::ops::Range<u64>, now: Duration) -> usize {
-    let began = names(range).filter(|name| watch.count(*name, false, &LIMITS, now));
+    let began = names(range).filter(|name| watch.count(*name, None, &LIMITS, now));
     began.count()
 }
 
@@ -57,10 +57,11 @@ fn a_tally_is_near_the_truth() {
                 }
                 if n >= failed {
                     watch.succeeded.insert(name);
+                    watch.accounts.insert(random.next_u64());
                 }
             }
             sums[0] += f64::from(watch.tally().failed) / 20.0;
-            sums[1] += f64::from(watch.tally().succeeded) / 20.0;
+            sums[1] += f64::from(watch.tally().accounts) / 20.0;
         }
         for (estimate, truth) in sums.into_iter().zip([failed, succeeded]) {
             let (truth, most) = (f64::from(truth), f64::from(truth) * 0.1 + 1.0);
@@ -81,10 +82,11 @@ fn whatever_comes_it_is_a_number() {
     assert!((1_000..10_000).contains(&full.tally().failed));
     for bit in 0..512 {
         full.succeeded.insert(bit);
+        full.accounts.insert(bit);
     }
-    let Tally { failed, succeeded } = full.tally();
+    let Tally { failed, accounts } = full.tally();
     assert_eq!(failed, 0);
-    assert!((1_000..10_000).contains(&succeeded));
+    assert!((1_000..10_000).contains(&accounts));
 }
 
 #[test]
@@ -103,8 +105,8 @@ fn names_count_and_not_tries() {
 fn people_who_mistype_and_get_in_are_none() {
     let mut watch = watch();
     for name in names(0..200) {
-        assert!(!watch.count(name, false, &LIMITS, START));
-        assert!(!watch.count(name, true, &LIMITS, START));
+        assert!(!watch.count(name, None, &LIMITS, START));
+        assert!(!watch.count(name, Some(name), &LIMITS, START));
     }
     assert_eq!(watch.tally().failed, 0);
 }
@@ -115,13 +117,26 @@ fn a_place_where_people_log_in_is_none() {
     // Who gets in again and again is one of them.
     for _ in 0..50 {
         for name in names(100..105) {
-            watch.count(name, true, &LIMITS, START);
+            watch.count(name, Some(name), &LIMITS, START);
         }
     }
     // Nineteen bits are taken for twenty names, as two names may share one. Five of
     // twenty-five are a fifth of them, and of twenty-six less.
     assert_eq!(fail(&mut watch, 0..19, START), 0);
     assert_eq!(fail(&mut watch, 19..20, START), 1);
+}
+
+#[test]
+fn one_account_under_many_names_is_one() {
+    let mut watch = watch();
+    for name in names(100..150) {
+        watch.count(name, Some(7), &LIMITS, START);
+    }
+    assert_eq!(fail(&mut watch, 0..25, START), 1);
+    assert_eq!(watch.tally().accounts, 1);
+    // Under none of these somebody failed.
+    assert_eq!(fail(&mut watch, 100..150, START), 0);
+    assert!((20..35).contains(&watch.tally().failed));
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn a_flood_of_networks_takes_no_more_than_the_places() {
     for n in 0..120_000_u32 {
         let call = from(std::net::Ipv4Addr::from_bits(n << 8));
         let name = format!("name{n}@example.com").parse().unwrap();
-        stuffing.count(&call, &name, false);
+        stuffing.count(&call, &name, None);
     }
     let watched = stuffing.places().networks.len();
     assert!((30_000..=1 << 15).contains(&watched), "{watched}");
@@ -36,7 +36,7 @@ fn who_has_no_address_is_counted_on_the_node_and_never_slowed() {
     let call = Call::internal("test");
     for n in 0..1_000 {
         let name = format!("name{n}@example.com").parse().unwrap();
-        stuffing.count(&call, &name, false);
+        stuffing.count(&call, &name, None);
         stuffing.admit(&call).unwrap();
     }
     let turns = stuffing.turns();
