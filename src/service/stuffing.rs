@@ -9,8 +9,9 @@
 //! node as a whole is not slowed at all, as then whoever has networks enough
 //! could keep everybody out; it takes less to slow a network, and people are told.
 //!
-//! A hash names the place of a network, and there are only so many places. Two
-//! networks may share one; nobody can choose with whom.
+//! There is room for so many networks. Once it is used up, those that are not slowed
+//! are forgotten and begin anew: their names count by themselves still
+//! (`super::throttle`), and so does the node.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -37,7 +38,7 @@ use crate::{
 };
 
 /// Networks that can be watched at once; each takes about 400 bytes.
-const PLACES: u64 = 1 << 15;
+const PLACES: usize = 1 << 15;
 
 /// Words of bits for the names of a network: it can tell apart some 1,500.
 const WORDS: usize = 8;
@@ -47,6 +48,9 @@ const WORDS_OF_NODE: usize = 1024;
 
 /// A node on which many names fail slows a network for so many times fewer.
 const WARY: u32 = 4;
+
+/// But no fewer: that few fail wherever people type.
+const LEAST_NAMES: u32 = 3;
 
 /// How often the ends of episodes are looked for. Beginnings are told at once.
 const EVERY: Duration = Duration::from_secs(5);
@@ -138,13 +142,12 @@ pub struct Stuffing {
 #[derive(Debug)]
 struct Places {
     node: Place,
-    networks: HashMap<u64, Place>,
+    networks: HashMap<IpNet, Place>,
 }
 
 /// A network, or the node.
 #[derive(Debug)]
 struct Place {
-    network: Option<IpNet>,
     watch: Watch,
     /// Whether people were told of the episode that there is, or was.
     told: bool,
@@ -162,7 +165,7 @@ impl Stuffing {
     /// Nothing was seen yet.
     pub fn new(config: &Config, enabled: bool, clock: Arc<dyn Clock>) -> Self {
         let places = Places {
-            node: Place::new(None, WORDS_OF_NODE, clock.monotonic()),
+            node: Place::new(WORDS_OF_NODE, clock.monotonic()),
             networks: HashMap::new(),
         };
         Self {
@@ -180,19 +183,14 @@ impl Stuffing {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self, network: IpNet) -> u64 {
-        self.seed.hash_one(network) % PLACES
-    }
-
     /// Lets a login from an unknown device pass, unless its network is slowed and
     /// another has just passed.
     pub(super) fn admit(&self, call: &Call) -> Result<()> {
         let Some(address) = call.peer.address else {
             return Ok(());
         };
-        let place = self.place(network::of(address));
         let mut places = self.places();
-        let Some(place) = places.networks.get_mut(&place) else {
+        let Some(place) = places.networks.get_mut(&network::of(address)) else {
             return Ok(());
         };
         let now = self.clock.monotonic();
@@ -216,15 +214,13 @@ impl Stuffing {
         if let Some(address) = call.peer.address {
             let mut limits = self.of_network;
             if node.watch.is_slowed(now) {
-                limits.failed_names /= WARY;
+                limits.failed_names = (limits.failed_names / WARY).max(LEAST_NAMES);
             }
             let network = network::of(address);
-            let place = networks.entry(self.place(network));
-            let place = place.or_insert_with(|| Place::new(Some(network), WORDS, now));
-            if place.watch.count(name, account, &limits, now) {
-                // Another may have had the place before.
-                place.network = Some(network);
-                began = true;
+            if networks.len() < PLACES || networks.contains_key(&network) {
+                let place = networks.entry(network);
+                let place = place.or_insert_with(|| Place::new(WORDS, now));
+                began |= place.watch.count(name, account, &limits, now);
             }
         }
         if began {
@@ -232,15 +228,20 @@ impl Stuffing {
         }
     }
 
-    /// The episodes that have begun or ended since. Forgets networks that are quiet.
+    /// The episodes that have begun or ended since. Forgets networks that are quiet;
+    /// all that are not slowed if there is no more room.
     fn turns(&self) -> Vec<Turn> {
         let now = self.clock.monotonic();
         let mut turns = Vec::new();
         let mut places = self.places();
         let Places { node, networks } = &mut *places;
-        turns.extend(node.turn(now));
-        turns.extend(networks.values_mut().filter_map(|place| place.turn(now)));
-        networks.retain(|_, place| !place.watch.is_idle(&self.of_network, now));
+        turns.extend(node.turn(None, now));
+        let of = networks.iter_mut();
+        turns.extend(of.filter_map(|(network, place)| place.turn(Some(*network), now)));
+        let is_full = networks.len() >= PLACES;
+        networks.retain(|_, Place { watch, .. }| {
+            watch.is_slowed(now) || !(is_full || watch.is_idle(&self.of_network, now))
+        });
         networks.shrink_to_fit();
         let slowed = networks.values().filter(|place| place.told).count();
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
@@ -250,18 +251,17 @@ impl Stuffing {
 }
 
 impl Place {
-    fn new(network: Option<IpNet>, words: usize, now: Duration) -> Self {
+    fn new(words: usize, now: Duration) -> Self {
         Self {
-            network,
             watch: Watch::new(words, now),
             told: false,
         }
     }
 
-    fn turn(&mut self, now: Duration) -> Option<Turn> {
+    fn turn(&mut self, network: Option<IpNet>, now: Duration) -> Option<Turn> {
         let began = self.watch.is_slowed(now);
         (began != std::mem::replace(&mut self.told, began)).then(|| Turn {
-            network: self.network,
+            network,
             began,
             tally: self.watch.tally(),
         })
