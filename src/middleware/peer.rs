@@ -39,34 +39,36 @@ pub struct Trusted {
 }
 
 impl Trusted {
-    /// The client's address. IPv4 mapped into IPv6 counts as IPv4.
+    /// The client's address. IPv4 mapped into IPv6 counts as IPv4. Whoever calls over
+    /// a Unix socket has none, but a workload may say for whom it calls.
     pub fn client(
         &self,
         connection: &Connection,
         headers: &HeaderMap,
         clock: &dyn Clock,
     ) -> Option<IpAddr> {
-        let address = connection.address?.to_canonical();
-        if !self.is_proxy(address) && !self.is_workload(connection, clock) {
-            return Some(address);
+        let address = connection.address.map(|address| address.to_canonical());
+        let is_proxy = address.is_some_and(|address| self.is_proxy(address));
+        if !is_proxy && !self.is_workload(connection, clock) {
+            return address;
         }
         let mut client = address;
         for value in headers.get_all(FORWARDED_FOR).iter().rev() {
             let Ok(value) = value.to_str() else {
-                return Some(address);
+                return address;
             };
             for hop in value.rsplit(',') {
                 // A chain that is broken anywhere on the way says nothing.
                 let Some(hop) = parse(hop.trim()) else {
-                    return Some(address);
+                    return address;
                 };
-                client = hop;
+                client = Some(hop);
                 if !self.is_proxy(hop) {
-                    return Some(client);
+                    return client;
                 }
             }
         }
-        Some(client)
+        client
     }
 
     fn is_proxy(&self, address: IpAddr) -> bool {
@@ -174,7 +176,7 @@ mod tests {
             proxies: vec!["10.0.0.0/8".parse().unwrap()],
             workloads: vec![web.parse().unwrap()],
         };
-        let client = |name: Option<&str>, forwarded: &str, hours: i64| {
+        let client_of = |address: Option<&str>, name: Option<&str>, forwarded: &str, hours: i64| {
             let now = SystemClock.now();
             let certificate = name.map(|name| Certificate {
                 names: vec![name.parse().unwrap()],
@@ -182,13 +184,16 @@ mod tests {
                 not_after: now + SignedDuration::from_hours(hours),
             });
             let connection = Connection {
-                address: Some("203.0.113.7".parse().unwrap()),
+                address: address.map(|address| address.parse().unwrap()),
                 certificate: certificate.map(Arc::new),
             };
             let mut headers = HeaderMap::new();
             headers.append(FORWARDED_FOR, forwarded.parse().unwrap());
             let client = trusted.client(&connection, &headers, &SystemClock);
-            client.unwrap().to_string()
+            client.map(|client| client.to_string())
+        };
+        let client = |name, forwarded, hours| {
+            client_of(Some("203.0.113.7"), name, forwarded, hours).unwrap()
         };
         assert_eq!(client(Some(web), "198.51.100.1", 1), "198.51.100.1");
         // What it was told itself counts as far as proxies wrote it.
@@ -210,7 +215,17 @@ mod tests {
                 "203.0.113.7",
                 "{name:?}"
             );
+            // A Unix socket has no address to fall back on.
+            assert_eq!(
+                client_of(None, name, "198.51.100.1", hours),
+                None,
+                "{name:?}"
+            );
         }
+        let over_a_socket = |forwarded| client_of(None, Some(web), forwarded, 1);
+        let person = Some("198.51.100.1".to_owned());
+        assert_eq!(over_a_socket("1.1.1.1, 198.51.100.1, 10.0.0.1"), person);
+        assert_eq!(over_a_socket("198.51.100.1, unknown"), None);
     }
 
     #[test]
