@@ -23,7 +23,7 @@ use std::{
     io,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -39,7 +39,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::Semaphore,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -59,7 +59,7 @@ mod tests;
 /// The dependency in errors, metrics and logs.
 const NAME: &str = "breach_list";
 
-/// The most questions at once; others wait.
+/// The most questions at once; others wait as long as for an answer.
 const PLACES: usize = 16;
 
 /// The largest answer. A padded one of the real list has some 60 KiB.
@@ -84,7 +84,7 @@ pub struct Config {
     /// PEM file of the roots that its certificate may come from; those of the
     /// system if unset.
     pub ca_file: Option<PathBuf>,
-    /// The longest wait for an answer.
+    /// The longest wait for an answer, and for its turn before that.
     pub timeout_ms: u64,
     /// A password is refused that was seen so often.
     pub least_count: u64,
@@ -143,6 +143,8 @@ enum Failure {
     Malformed,
     #[error("the breach list did not answer in time")]
     Late,
+    #[error("too many questions wait for the breach list already")]
+    Busy,
 }
 
 /// The SHA-1 of a password, in upper-case hexadecimal digits.
@@ -235,10 +237,9 @@ impl BreachList {
                 if error.reason() == Reason::DependencyUnavailable
                     && list.on_failure == OnFailure::Accept =>
             {
-                // While the breaker is open there is no new cause to tell.
-                if let Some(cause) = error.source() {
-                    tracing::warn!(cause = chain(cause), "a new password was not looked up");
-                }
+                let cause = error.source().map(chain);
+                let cause = cause.unwrap_or_else(|| "the breaker is open".to_owned());
+                tracing::warn!(cause, "a new password was not looked up");
                 ("accepted", Ok(false))
             }
             Err(error) => ("refused", Err(error)),
@@ -269,18 +270,17 @@ impl Inner {
             }
             Error::unavailable(NAME, self.breaker.retry_after()).because(failure)
         };
-        let patience = || {
-            let left = call.remaining();
-            left.map_or(self.timeout, |left| left.min(self.timeout))
-        };
-        let Ok(place) = timeout(patience(), self.places.acquire()).await else {
-            return Err(failed(Failure::Late));
+        let left = call.remaining();
+        let patience = left.map_or(self.timeout, |left| left.min(self.timeout));
+        let until = Instant::now() + patience;
+        let Ok(place) = timeout_at(until, self.places.acquire()).await else {
+            return Err(failed(Failure::Busy));
         };
         let _place = place.map_err(Error::internal)?;
         let permit = self.breaker.permit()?;
         let digest = Digest::of(password);
         let begun = Instant::now();
-        let answer = timeout(patience(), self.site.range(digest.told())).await;
+        let answer = timeout_at(until, self.site.range(digest.told())).await;
         histogram!("countersign_breach_list_seconds").record(begun.elapsed());
         match answer.unwrap_or(Err(Failure::Late)) {
             Ok(range) => {

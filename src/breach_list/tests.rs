@@ -124,3 +124,49 @@ fn a_request_goes_to_the_path_that_is_set() {
         assert_eq!(site.tls.is_some(), url.starts_with("https:"));
     }
 }
+
+/// One that never answers, under a clock that stands still but for waiting.
+async fn silent() -> (BreachList, tokio::net::TcpListener) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = Config {
+        url: format!("http://{}", listener.local_addr().unwrap()),
+        on_failure: OnFailure::Refuse,
+        ..Config::default()
+    };
+    (BreachList::new(&config).unwrap().unwrap(), listener)
+}
+
+async fn refusal(list: &BreachList) -> String {
+    let password = Password::parse("velvet otter parliament 6").unwrap();
+    let asked = list.contains(&password, &Call::internal("test")).await;
+    chain(asked.unwrap_err().source().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_place_and_for_an_answer_share_one_time() {
+    let (list, _listener) = silent().await;
+    let begun = Instant::now();
+    let places = list.0.places.acquire_many(16).await.unwrap();
+    let leaves = async {
+        tokio::time::sleep(list.0.timeout / 2).await;
+        drop(places);
+    };
+    let (refusal, ()) = tokio::join!(refusal(&list), leaves);
+    assert_eq!(refusal, Failure::Late.to_string());
+    // To the timer's millisecond.
+    let waited = begun.elapsed();
+    assert!(
+        waited <= list.0.timeout + Duration::from_millis(5),
+        "{waited:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_of_our_own_is_not_laid_at_the_lists_door() {
+    let (list, _listener) = silent().await;
+    let _places = list.0.places.acquire_many(16).await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(refusal(&list).await, Failure::Busy.to_string());
+    }
+    assert!(!list.0.breaker.is_open());
+}

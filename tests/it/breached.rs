@@ -273,6 +273,29 @@ async fn a_list_that_is_silent_is_left_alone_until_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_password_that_was_not_looked_up_has_a_line() {
+    let list = BreachList::start(&[]).await;
+    let world = World::with(Kind::Sqlite, |config| {
+        config.breached_passwords.url = list.url.clone();
+    })
+    .await;
+    list.answer(Answer::Status(503));
+    for number in 0..8 {
+        let id = unique_id();
+        let request = registration(&world.new_email(), GOOD);
+        let mut auth = world.anonymous().auth;
+        auth.register(named(&id, request)).await.unwrap();
+        let lines = logs::lines().into_iter();
+        let mut lines = lines.filter(|line| line.contains(&id) && line.contains("not looked up"));
+        let line = lines.next().expect("a line");
+        if number >= 5 {
+            assert!(line.contains("the breaker is open"), "{line}");
+        }
+    }
+    assert_eq!(list.asked().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_in_a_hurry_opens_no_breaker() {
     let list = BreachList::start(&[]).await;
     let world = World::with(Kind::Sqlite, |config| {
