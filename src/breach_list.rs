@@ -309,8 +309,7 @@ impl Site {
             None => String::new(),
         };
         let tls = if url.scheme() == "https" {
-            let bad = |why| format!("breached_passwords.ca_file {why}");
-            let client = roots::client(config.ca_file.as_deref()).map_err(bad)?;
+            let client = roots::client("breached_passwords.ca_file", config.ca_file.as_deref())?;
             let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
             Some((TlsConnector::from(Arc::new(client)), name))
         } else {

@@ -28,7 +28,7 @@ use diesel_async::{
     sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper},
 };
 use futures_util::{FutureExt, TryFutureExt, future::BoxFuture};
-use tokio_postgres::{Client, Connection, Socket, tls::MakeTlsConnect};
+use tokio_postgres::{Client, Connection, Socket, config::SslMode, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
@@ -247,11 +247,19 @@ impl Connector {
             let hosts = u32::try_from(hosts).unwrap_or(u32::MAX);
             target.connect_timeout(config.acquire_timeout() / hosts);
         }
-        let tls = roots::client(config.ca_file.as_deref())
-            .map_err(|why| SetupError::Config(format!("database.ca_file {why}")))?;
+        let tls = match roots::client("database.ca_file", config.ca_file.as_deref()) {
+            // A server without TLS needs none, and one with it will be refused.
+            Err(why) if config.ca_file.is_none() && target.get_ssl_mode() != SslMode::Require => {
+                if target.get_ssl_mode() != SslMode::Disable {
+                    tracing::warn!(why, "PostgreSQL can be reached without TLS only");
+                }
+                roots::distrustful()
+            }
+            tls => tls,
+        };
         Ok(Self {
             config: Arc::new(target),
-            tls: MakeRustlsConnect::new(tls),
+            tls: MakeRustlsConnect::new(tls.map_err(SetupError::Config)?),
         })
     }
 

@@ -29,6 +29,32 @@ fn heading(text: &str) -> Vec<&str> {
 }
 
 on_both! {
+    async fn a_program_that_needs_root_certificates_says_where_there_are_none(program: Program) {
+        let program = program.set("SSL_CERT_FILE", "/dev/null").set("SSL_CERT_DIR", "/nonexistent");
+        let list = ["user", "list"];
+        // TLS is asked for nowhere.
+        program.succeed(&list, "");
+        let program = program.set("COUNTERSIGN_BREACHED_PASSWORDS__URL", "https://list.example/range");
+        let said = program.fail(&list, "");
+        for part in ["the system has no root certificates", "; set breached_passwords.ca_file"] {
+            assert!(said.contains(part), "{said}");
+        }
+        let program = program.set("COUNTERSIGN_BREACHED_PASSWORDS__URL", "http://list.example/range");
+        program.succeed(&list, "");
+        if program.database.kind == Kind::Postgres {
+            let mut url: url::Url = program.database.url.parse().unwrap();
+            let mut program = program;
+            for (mode, works) in [("disable", true), ("require", false)] {
+                url.set_query(Some(&format!("sslmode={mode}")));
+                program = program.set("COUNTERSIGN_DATABASE_URL", url.as_str());
+                let output = program.run(&list);
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(output.status.success(), works, "{said}");
+                assert!(works || said.contains("; set database.ca_file"), "{said}");
+            }
+        }
+    }
+
     async fn api_keys_are_made_rotated_and_revoked_beside_a_running_node(program: Program) {
         let server = program.serve("server").await;
         let create = ["user", "create", "--email", "ana@example.com", "--role", "admin", "--password-stdin"];
