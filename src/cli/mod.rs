@@ -246,7 +246,7 @@ pub async fn run(cli: Cli, work: Handle) -> anyhow::Result<ExitCode> {
             return Ok(if explained.is_good {
                 ExitCode::SUCCESS
             } else {
-                ExitCode::FAILURE
+                token::REFUSED.into()
             });
         }
         Command::Audit(command) => {

@@ -25,9 +25,9 @@ use crate::{
 pub enum Command {
     /// Say which check a token fails, and what it would stand for
     #[command(after_help = "\
-Reads the token from standard input. Exits with 1 if it is refused. Nodes are not asked: it is judged by
-what the database says now, and by this machine's clock. Of a token whose signature is not good nothing
-is shown.
+Reads the token from standard input. Exits with 3 if it is refused, and with 1 if it could not be judged.
+Nodes are not asked: it is judged by what the database says now, and by this machine's clock. Of a token
+whose signature is not good nothing is shown.
 
 Examples:
   countersign token explain <token.txt
@@ -46,6 +46,10 @@ pub struct Explain {
     pub format: Format,
 }
 
+/// Exit code for a token that is refused: 1 says that something failed, and 2 that
+/// the command was misspelt.
+pub const REFUSED: u8 = 3;
+
 /// What was found.
 #[derive(Debug)]
 pub struct Explained {
@@ -58,10 +62,11 @@ pub struct Explained {
 /// Does it.
 pub async fn run(command: Command, core: Core, config: &Config) -> anyhow::Result<Explained> {
     let Command::Explain(Explain { audience, format }) = command;
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     // One that is longer is refused for that, however much more there is.
     let most = 2 * MAX_TOKEN_BYTES as u64;
-    io::stdin().take(most).read_to_string(&mut text)?;
+    io::stdin().take(most).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
     let token = text.trim();
     anyhow::ensure!(!token.is_empty(), "there is no token on standard input");
 

@@ -232,7 +232,7 @@ on_both! {
     async fn the_command_line_reads_it_from_standard_input(program: Program) {
         let password = "a long walk by the sea";
         let empty = program.run_with(&["token", "explain"], " \n");
-        assert!(!empty.status.success());
+        assert_eq!(empty.status.code(), Some(1), "not judged");
         let server = program.serve("server").await;
         let create = ["user", "create", "--email", "ana@example.com", "--password-stdin"];
         program.succeed(&create, password);
@@ -245,12 +245,18 @@ on_both! {
         let client = server.client().with_token(&pair.access_token);
         client.clone().auth.logout(v1::LogoutRequest::default()).await.unwrap();
         let refused = program.run_with(&["token", "explain", "--format", "json"], &token);
-        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(refused.status.code(), Some(3));
         let said: serde_json::Value = serde_json::from_slice(&refused.stdout).unwrap();
         assert_eq!((&said["finding"], &said["claims"]["session"]), (&json!("SESSION_REVOKED"), &json!(pair.session_id)));
         let forged = format!("{}A", &pair.access_token[..pair.access_token.len() - 2]);
         let refused = program.run_with(&["token", "explain"], &forged);
         let said = String::from_utf8(refused.stdout).unwrap();
-        assert!(!refused.status.success() && said.lines().count() == 1, "{said}");
+        assert!(refused.status.code() == Some(3) && said.lines().count() == 1, "{said}");
+        // Whatever it is, it is judged.
+        for (bytes, finding) in [(vec![0xff; 100], "MALFORMED: "), (vec![0xff; 50_000], "TOO_LONG: ")] {
+            let refused = program.run_with(&["token", "explain"], bytes);
+            let said = String::from_utf8(refused.stdout).unwrap();
+            assert!(refused.status.code() == Some(3) && said.starts_with(finding), "{said}");
+        }
     }
 }

@@ -104,7 +104,7 @@ impl Program {
     }
 
     /// Runs a command to its end, with this on its standard input.
-    pub fn run_with(&self, arguments: &[&str], input: &str) -> Output {
+    pub fn run_with(&self, arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
         let mut child = self
             .command(arguments)
             .stdin(Stdio::piped())
@@ -114,7 +114,7 @@ impl Program {
             .expect("the program starts");
         let mut stdin = child.stdin.take().expect("a pipe");
         // A program that does not read has its reasons.
-        stdin.write_all(input.as_bytes()).ok();
+        stdin.write_all(input.as_ref()).ok();
         drop(stdin);
         child.wait_with_output().expect("the program ends")
     }
