@@ -27,7 +27,8 @@ pub enum Command {
     #[command(after_help = "\
 Of a refresh key the sessions end whose refresh token is under it, and people log in again. Of a
 request key page tokens end, and devices are strangers until their next login. If it is cut short,
-do it again: it goes on where it was.")]
+do it again: it goes on where it was. A key that records of the audit log or password hashes are under
+is not taken away; `user reseal` moves the hashes to the newest.")]
     Retire(Retire),
 }
 
@@ -56,6 +57,8 @@ pub enum Rotated {
     Request,
     /// The audit log
     Audit,
+    /// Password hashes, where they are sealed
+    Password,
 }
 
 /// Arguments of `key secret retire`.
@@ -71,6 +74,7 @@ impl From<Rotated> for Purpose {
             Rotated::Refresh => Self::Refresh,
             Rotated::Request => Self::Request,
             Rotated::Audit => Self::Audit,
+            Rotated::Password => Self::Password,
         }
     }
 }

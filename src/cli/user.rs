@@ -22,7 +22,9 @@ use crate::{
     service::{
         Core, keyring,
         once::{Made, Repeatable},
-        password, users,
+        password,
+        password_hash::{self, Resealed},
+        users,
     },
     store,
 };
@@ -43,6 +45,8 @@ Examples:
     /// Forget the failed logins of an account, so that it may log in at once
     #[command(after_help = "Example:\n  countersign user unlock ana@example.com")]
     Unlock(Unlock),
+    /// Store all password hashes as `passwords.seal_hashes` says, under the newest key
+    Reseal,
     /// Give an account a role
     #[command(after_help = "Example:\n  countersign user grant ana@example.com admin")]
     Grant(Grant),
@@ -188,6 +192,18 @@ pub async fn run(command: Command, core: &Core) -> anyhow::Result<String> {
             keyring::load(core, &call).await?;
             users::unlock(core, &call, user_id).await?;
             Ok(format!("{user_id} may log in again\n"))
+        }
+        Command::Reseal => {
+            keyring::load(core, &call).await?;
+            let Resealed { stored, shut } = password_hash::reseal(core, &call).await?;
+            let shut: Vec<_> = shut.iter().map(ToString::to_string).collect();
+            ensure!(
+                shut.is_empty(),
+                "stored {stored} password hashes anew; {} did not open, those of {}",
+                shut.len(),
+                shut.join(", ")
+            );
+            Ok(format!("stored {stored} password hashes anew\n"))
         }
         Command::Grant(Grant { account, role }) => {
             let user_id = account.find(core, &call).await?;

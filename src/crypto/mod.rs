@@ -7,6 +7,7 @@
 //! - [`RefreshKeys`]: refresh tokens.
 //! - [`RequestKeys`]: page and device tokens, MACs of request bodies and login
 //!   names.
+//! - [`PasswordKeys`]: password hashes at rest.
 //! - [`AuditKeys`]: MACs, chain and checkpoints of the audit log.
 //!
 //! Keys enter and leave as the rows of `domain::signing_key`, sealed; what is
@@ -18,6 +19,7 @@ pub mod calibrate;
 pub mod entropy;
 pub mod lanes;
 pub mod master_key;
+pub mod password_seal;
 pub mod refresh;
 pub mod request;
 pub mod seal;
@@ -28,6 +30,7 @@ pub use audit::AuditKeys;
 pub use entropy::SystemEntropy;
 pub use lanes::{Lanes, Ticket, Verdict};
 pub use master_key::{MasterKey, MasterKeys};
+pub use password_seal::PasswordKeys;
 pub use refresh::{RefreshKeys, RefreshToken};
 pub use request::{Device, RequestKeys};
 pub use seal::{Seal, Sealer};

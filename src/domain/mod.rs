@@ -34,7 +34,7 @@ pub use identity::{DisplayName, Email, Identifier, Username};
 pub use master_key::MasterKeyId;
 pub use node::Node;
 pub use page::{Page, PageSize};
-pub use password::{Password, PasswordHash};
+pub use password::{Password, PasswordHash, StoredPassword};
 pub use permission::{Permission, PermissionName};
 pub use role::{Role, RoleName};
 pub use session::Session;

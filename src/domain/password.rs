@@ -13,10 +13,14 @@ use super::Invalid;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(Zeroizing<String>);
 
-/// A stored password: a PHC string. Not a secret to be compared, but not for
+/// A hashed password: a PHC string. Not a secret to be compared, but not for
 /// logs either.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PasswordHash(String);
+
+/// A password as its row has it: a hash, or one that is sealed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredPassword(String);
 
 impl Password {
     /// The fewest characters of a new password where it is the only factor
@@ -75,6 +79,18 @@ impl PasswordHash {
     }
 }
 
+impl StoredPassword {
+    /// Wraps the text of a row.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text for a row.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Password(…)")
@@ -84,6 +100,12 @@ impl fmt::Debug for Password {
 impl fmt::Debug for PasswordHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PasswordHash(…)")
+    }
+}
+
+impl fmt::Debug for StoredPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoredPassword(…)")
     }
 }
 

@@ -42,6 +42,8 @@ pub enum Purpose {
     Throttle,
     /// MACs, chain and checkpoints of the audit log.
     Audit,
+    /// Seals of password hashes, where they are sealed.
+    Password,
 }
 
 /// A stored symmetric key, sealed under the master key.
@@ -71,6 +73,7 @@ impl Purpose {
             Self::Request => "request",
             Self::Throttle => "throttle",
             Self::Audit => "audit",
+            Self::Password => "password",
         }
     }
 }
@@ -79,9 +82,15 @@ impl FromStr for Purpose {
     type Err = Invalid;
 
     fn from_str(name: &str) -> Result<Self, Invalid> {
-        [Self::Refresh, Self::Request, Self::Throttle, Self::Audit]
-            .into_iter()
-            .find(|purpose| purpose.as_str() == name)
-            .ok_or_else(|| Invalid::new("must be refresh, request, throttle or audit"))
+        [
+            Self::Refresh,
+            Self::Request,
+            Self::Throttle,
+            Self::Audit,
+            Self::Password,
+        ]
+        .into_iter()
+        .find(|purpose| purpose.as_str() == name)
+        .ok_or_else(|| Invalid::new("must be refresh, request, throttle, audit or password"))
     }
 }

@@ -14,7 +14,10 @@ use jiff::Timestamp;
 
 use super::Core;
 use crate::{
-    crypto::{AuditKeys, RefreshKeys, RequestKeys, Seal, Sealer, Signer, secret_key, signing},
+    crypto::{
+        AuditKeys, PasswordKeys, RefreshKeys, RequestKeys, Seal, Sealer, Signer, secret_key,
+        signing,
+    },
     domain::{
         Call,
         audit::Action,
@@ -40,6 +43,8 @@ pub struct Keys {
     pub request: RequestKeys,
     /// Seals the audit log.
     pub audit: AuditKeys,
+    /// Seal password hashes, where they are sealed.
+    pub passwords: PasswordKeys,
     /// The public halves of all signing keys.
     pub public: KeySet,
     /// All signing keys as they are stored, sealed.
@@ -142,6 +147,7 @@ impl Keyring {
             refresh: RefreshKeys::open(&secrets, &self.sealer)?,
             request: RequestKeys::open(&secrets, &self.sealer)?,
             audit: AuditKeys::open(&secrets, &self.sealer)?,
+            passwords: PasswordKeys::open(&secrets, &self.sealer)?,
             public,
             stored: pairs,
         });
@@ -258,9 +264,7 @@ pub async fn create_missing(core: &Core, call: &Call) -> Result<()> {
         let pairs = keys::signing_keys(&mut conn).await?;
         let secrets = keys::secret_keys(&mut conn).await?;
         pairs.iter().any(|key| key.state == KeyState::Active)
-            && PURPOSES
-                .iter()
-                .all(|purpose| secrets.iter().any(|key| key.purpose == *purpose))
+            && purposes(core).all(|purpose| secrets.iter().any(|key| key.purpose == purpose))
     };
     if complete {
         return Ok(());
@@ -273,7 +277,7 @@ pub async fn create_missing(core: &Core, call: &Call) -> Result<()> {
             let seal = core.keyring.seal_beside(&pairs)?;
             let mut secrets = keys::secret_keys(tx).await?;
             let mut id = secrets.iter().map(|key| key.id).max().unwrap_or(0);
-            for purpose in PURPOSES {
+            for purpose in purposes(core) {
                 if secrets.iter().all(|key| key.purpose != purpose) {
                     id += 1;
                     let key = secret_key::generate(id, purpose, now, &*core.entropy, seal)?;
@@ -299,9 +303,15 @@ pub async fn create_missing(core: &Core, call: &Call) -> Result<()> {
     Ok(())
 }
 
-const PURPOSES: [Purpose; 4] = [
-    Purpose::Refresh,
-    Purpose::Request,
-    Purpose::Throttle,
-    Purpose::Audit,
-];
+/// What there has to be a key for.
+fn purposes(core: &Core) -> impl Iterator<Item = Purpose> + use<> {
+    let sealed = core.policy.passwords.seal_hashes;
+    [
+        Purpose::Refresh,
+        Purpose::Request,
+        Purpose::Throttle,
+        Purpose::Audit,
+    ]
+    .into_iter()
+    .chain(sealed.then_some(Purpose::Password))
+}

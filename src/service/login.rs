@@ -2,7 +2,7 @@
 //! account.
 
 use super::{
-    Core, record, skew, throttle,
+    Core, password_hash, record, skew, throttle,
     throttle::Attempt,
     token::{self, Subject, TokenPair},
 };
@@ -13,7 +13,7 @@ use crate::{
         trust::TrustChange,
     },
     error::{Reason, Result},
-    store::{roles, sessions, users},
+    store::{roles, sessions, users::Credentials},
 };
 
 /// Who wants to log in, and to what.
@@ -46,10 +46,11 @@ pub struct LoggedIn {
 /// lane's ticket comes next, so that a shed call costs no query and is not counted;
 /// then a node whose clock is wrong says so; then the throttle looks whether the
 /// device is known, as whoever comes from where many names fail may have to wait
-/// unless it is, and may refuse itself; the connection is given back before the
-/// hash, so that waiting logins hold none; the session is opened only if nothing
-/// has ended the account's sessions since the password was checked, so that no
-/// login with an old password outlives its change.
+/// unless it is; then a stored hash that does not open is our fault and no guess; then
+/// the throttle may refuse itself; the connection is given back before the hash, so
+/// that waiting logins hold none; the session is opened only if nothing has ended the
+/// account's sessions since the password was checked, so that no login with an old
+/// password outlives its change.
 pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     let audiences = token::audiences(core, wish.audiences)?;
     let keys = core.keyring.keys()?;
@@ -61,17 +62,23 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
     if !known_device {
         core.stuffing.admit(call)?;
     }
+    let hash = password_hash::opened(core, call, look.account.as_ref()).await?;
     let (found, attempt) = throttle::admit(core, call, look).await?;
     let user_id = found.as_ref().map(|account| account.user_id);
     // An account that may not log in is judged like one that is not there: a
     // match would cost an upgrade, and so tell that the password was right.
-    let active = found
-        .as_ref()
-        .filter(|account| account.status == UserStatus::Active);
-    let stored = active.and_then(|account| account.password.as_ref());
-    let verdict = ticket.verify(&wish.password, stored, call).await?;
-    let (Some(account), Verdict::Match { upgraded }) = (found, verdict) else {
+    let is_active = |account: &Credentials| account.status == UserStatus::Active;
+    let hash = hash.filter(|_| found.as_ref().is_some_and(is_active));
+    let verdict = ticket.verify(&wish.password, hash.as_ref(), call).await?;
+    let (Some(account), Some(hash), Verdict::Match { upgraded }) = (found, hash, verdict) else {
         return refuse(core, call, &wish.identifier, &attempt, user_id).await;
+    };
+    let renewal = match account.password {
+        Some(old) => {
+            let new = password_hash::renewed(core, account.user_id, &old, hash, upgraded)?;
+            new.map(|new| (old, new))
+        }
+        None => None,
     };
 
     let now = core.now();
@@ -101,11 +108,8 @@ pub async fn login(core: &Core, call: &Call, wish: Login) -> Result<LoggedIn> {
             for session_id in sessions::end_excess(tx, account.user_id, keep, now).await? {
                 tx.announce(TrustChange::SessionRevoked { session_id });
             }
-            if let (Some(new), Some(old)) = (&upgraded, &account.password)
-                && users::rehash(tx, account.user_id, old, new).await?
-            {
-                let event = record::event(core, call, Action::PasswordRehashed);
-                record::insert(core, tx, &event.about(account.user_id)).await?;
+            if let Some(renewal) = &renewal {
+                password_hash::replace(core, call, tx, account.user_id, renewal).await?;
             }
             let event = record::event(core, call, Action::Login);
             let event = event

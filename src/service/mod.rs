@@ -5,6 +5,7 @@
 //! | file | rules |
 //! | --- | --- |
 //! | `register`, `login`, `refresh`, `logout`, `password` | what an account's owner goes through |
+//! | `password_hash` | how a hash is stored |
 //! | `users`, `roles`, `sessions`, `api_keys` | managing them |
 //! | `token` | what a pair of tokens holds, and its life |
 //! | `keyring` | the keys in use, and their creation at first start |
@@ -37,6 +38,7 @@ pub mod logout;
 pub mod once;
 pub mod page;
 pub mod password;
+pub mod password_hash;
 pub mod presence;
 mod record;
 pub mod refresh;

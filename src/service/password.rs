@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Core, authority, record, skew, throttle,
+    Core, authority, password_hash, record, skew, throttle,
     token::{self, Subject, TokenPair},
 };
 use crate::{
@@ -25,6 +25,8 @@ const MOST_WORDS: usize = 1_000;
 pub struct Config {
     /// Words that people here would try first.
     pub context_words: Vec<String>,
+    /// Whether the hashes are sealed under a key from outside of the database.
+    pub seal_hashes: bool,
 }
 
 impl Config {
@@ -130,13 +132,12 @@ pub async fn change(
     let (checking, hashing) = (core.lanes.ticket(call)?, core.lanes.ticket(call)?);
     let name = Identifier::Email(email);
     let look = throttle::look_within(core, call, user_id, &name).await?;
+    let stored = password_hash::opened(core, call, look.account.as_ref()).await?;
     let (account, attempt) = throttle::admit(core, call, look).await?;
     let Some(account) = account.filter(|account| account.user_id == user_id) else {
         return Err(Reason::TokenInvalid.into());
     };
-    let verdict = checking
-        .verify(current, account.password.as_ref(), call)
-        .await?;
+    let verdict = checking.verify(current, stored.as_ref(), call).await?;
     if matches!(verdict, Verdict::Mismatch) {
         let event = record::event(core, call, Action::PasswordChanged)
             .failed()
@@ -149,6 +150,7 @@ pub async fn change(
         return Err(Reason::CurrentPasswordIncorrect.into());
     }
     let hash = hashing.hash(new, call).await?;
+    let password = password_hash::stored(core, user_id, hash)?;
 
     let now = core.now();
     let key_id = keys.refresh.maker(now);
@@ -156,17 +158,19 @@ pub async fn change(
     let written = core
         .store
         .write(call, async |tx| {
-            // The password that was checked must still be the one in force, and
-            // the session alive: a disabled account must not revive it.
+            // The password that was checked must still be the one in force, however
+            // its hash is stored by now, and the session alive: a disabled account
+            // must not revive it.
             users::lock(tx, user_id).await?;
             let still = users::credentials_by_id(tx, user_id).await?;
             let session = sessions::state(tx, session_id).await?;
-            if still.is_none_or(|now| now.password != account.password)
+            if still.is_none_or(|now| now.min_session_epoch != account.min_session_epoch)
                 || session.is_none_or(|s| s.user_id != user_id || !s.is_live(now))
             {
                 return Err(Reason::TokenInvalid.into());
             }
-            let epochs = users::set_password(tx, user_id, &hash, now).await?;
+            password_hash::hold_key(tx, &password).await?;
+            let epochs = users::set_password(tx, user_id, &password, now).await?;
             let epochs = epochs.ok_or(Reason::TokenInvalid)?;
             throttle::forget(core, tx, &user).await?;
             // A new binding, so that no refresh token of before fits.
@@ -232,12 +236,14 @@ pub async fn set(core: &Core, call: &Call, user_id: UserId, new: &Password) -> R
     judge_for(core, &user, new, "password")?;
     refuse_breached(core, call, new, "password").await?;
     let hash = core.lanes.ticket(call)?.hash(new, call).await?;
+    let password = password_hash::stored(core, user_id, hash)?;
     let written = core
         .store
         .write(call, async |tx| {
             authority::outranked(tx, call, user_id).await?;
             let now = core.now();
-            let epochs = users::set_password(tx, user_id, &hash, now).await?;
+            password_hash::hold_key(tx, &password).await?;
+            let epochs = users::set_password(tx, user_id, &password, now).await?;
             let epochs = epochs.ok_or(Error::new(Reason::UserNotFound))?;
             throttle::forget(core, tx, &user).await?;
             sessions::revoke_all(tx, user_id, None, now).await?;

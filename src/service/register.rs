@@ -3,7 +3,7 @@
 use super::{
     Core,
     once::{self, Made, Repeatable},
-    record, throttle,
+    password_hash, record, throttle,
 };
 use crate::{
     domain::{
@@ -115,6 +115,12 @@ pub(super) async fn insert(
         .email
         .clone()
         .ok_or_else(|| Error::internal("a new account has no address"))?;
+    let password = password
+        .map(|hash| password_hash::stored(core, user.id, hash))
+        .transpose()?;
+    if let Some(password) = &password {
+        password_hash::hold_key(tx, password).await?;
+    }
     let row = users::NewUser {
         id: user.id,
         email,

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{Core, record};
 use crate::{
-    crypto::secret_key,
+    crypto::{password_seal, secret_key},
     domain::{
         Call, Node, SessionId,
         audit::Action,
@@ -20,7 +20,7 @@ use crate::{
         trust::TrustChange,
     },
     error::{Error, Reason, Result},
-    store::{Conn, keys, nodes, sessions},
+    store::{Conn, keys, nodes, sessions, users},
 };
 
 /// More than anybody needs.
@@ -107,7 +107,8 @@ async fn record_key(
 
 /// Takes a key away that has leaked, and puts a new one in its place. All that it
 /// has made is refused from then on; of a refresh key the sessions end, too. Done
-/// again, it goes on ending sessions where it was cut short.
+/// again, it goes on ending sessions where it was cut short. Refused while records of
+/// the audit log or password hashes are under the key.
 pub async fn retire(core: &Core, call: &Call, id: i32) -> Result<Retired> {
     let written = core
         .store
@@ -117,11 +118,12 @@ pub async fn retire(core: &Core, call: &Call, id: i32) -> Result<Retired> {
             let Some(key) = all.iter().find(|key| key.id == id) else {
                 return Ok(false);
             };
-            if key.purpose == Purpose::Audit {
-                let reason = "is the id of a key that records of the audit log are checked by";
-                return Err(Error::invalid("id", reason));
+            refuse_if_needed(tx, key).await?;
+            // Password hashes have had to move to a newer one before.
+            let newest = all.iter().rfind(|other| other.purpose == key.purpose);
+            if key.purpose != Purpose::Password || newest.is_some_and(|newest| newest.id == id) {
+                insert(core, call, tx, &all, key.purpose).await?;
             }
-            insert(core, call, tx, &all, key.purpose).await?;
             keys::delete_secret_key(tx, id).await?;
             record_key(core, call, tx, Action::SecretKeyRemoved, key).await?;
             Ok(true)
@@ -136,6 +138,19 @@ pub async fn retire(core: &Core, call: &Call, id: i32) -> Result<Retired> {
     let unaware = heard(core, call, written.seq).await?;
     sessions += end_sessions(core, call, id).await?;
     Ok(Retired { sessions, unaware })
+}
+
+/// What is under these keys cannot be made anew.
+async fn refuse_if_needed(tx: &mut Conn, key: &SecretKey) -> Result<()> {
+    let reason = match key.purpose {
+        Purpose::Audit => "is the id of a key that records of the audit log are checked by".into(),
+        Purpose::Password => match users::stored_under(tx, &password_seal::head(key.id)).await? {
+            0 => return Ok(()),
+            hashes => format!("is the id of a key that {hashes} password hashes are sealed under"),
+        },
+        Purpose::Refresh | Purpose::Request | Purpose::Throttle => return Ok(()),
+    };
+    Err(Error::invalid("id", reason))
 }
 
 /// Ends the sessions whose refresh token is under this key, in batches.
@@ -211,7 +226,7 @@ fn is_over(core: &Core, purpose: Purpose, succeeded_at: Timestamp, now: Timestam
         Purpose::Refresh => lifetimes.idle + lifetimes.grace + MARGIN,
         Purpose::Request => REQUEST_KEPT,
         // What is under these is there for ever.
-        Purpose::Throttle | Purpose::Audit => return false,
+        Purpose::Throttle | Purpose::Audit | Purpose::Password => return false,
     };
     now >= succeeded_at + SecretKey::AHEAD + kept
 }

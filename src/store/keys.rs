@@ -18,6 +18,9 @@ use crate::{
 /// Any number that nobody else locks.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7233166413867938148)";
 
+/// The same number, beside others that do so.
+const SHARED_LOCK: &str = "SELECT pg_advisory_xact_lock_shared(7233166413867938148)";
+
 #[derive(Insertable, Queryable, Selectable)]
 #[diesel(table_name = signing_keys)]
 struct SigningRow {
@@ -216,4 +219,14 @@ pub async fn lock(conn: &mut Conn) -> Result<()> {
         conn.batch(LOCK).await?;
     }
     Ok(())
+}
+
+/// Whether there is a symmetric key of this id. It then stays there until the
+/// transaction ends: whoever takes one away has the [`lock`].
+pub async fn hold_secret_key(conn: &mut Conn, id: i32) -> Result<bool> {
+    if conn.is_postgres() {
+        conn.batch(SHARED_LOCK).await?;
+    }
+    let count: i64 = on!(conn, |c| secret_keys::table.find(id).count().get_result(c))?;
+    Ok(count == 1)
 }

@@ -13,7 +13,8 @@ use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 
 pub use self::credentials::{
-    Credentials, credentials, credentials_by_id, for_login, rehash, set_password,
+    Credentials, credentials, credentials_by_id, for_login, passwords, rehash, set_password,
+    stored_under,
 };
 use super::{
     conn::{Conn, Outcome, on},
@@ -22,8 +23,8 @@ use super::{
 };
 use crate::{
     domain::{
-        DisplayName, Email, Metadata, Page, PageSize, PasswordHash, RoleId, RoleName, User, UserId,
-        UserStatus, Username, user::UserFilter,
+        DisplayName, Email, Metadata, Page, PageSize, RoleId, RoleName, StoredPassword, User,
+        UserId, UserStatus, Username, user::UserFilter,
     },
     error::{Error, Result},
 };
@@ -43,7 +44,7 @@ pub struct NewUser {
     /// For people.
     pub display_name: DisplayName,
     /// None: it cannot log in by password.
-    pub password: Option<PasswordHash>,
+    pub password: Option<StoredPassword>,
     /// Free labels.
     pub metadata: Metadata,
     /// When it is created.
@@ -176,7 +177,7 @@ pub async fn insert(conn: &mut Conn, user: &NewUser) -> Result<Inserted> {
         email_verified: false,
         username: user.username.as_ref().map(|name| name.as_str().to_owned()),
         display_name: user.display_name.as_str(),
-        password: user.password.as_ref().map(|hash| hash.as_phc().to_owned()),
+        password: user.password.as_ref().map(|hash| hash.as_str().to_owned()),
         status: UserStatus::Active.as_str(),
         metadata: Labels(user.metadata.labels().clone()),
         epoch: 0,

@@ -182,6 +182,12 @@ pub const METRICS: &[Metric] = &[
         "Since when the oldest expired row has been waiting to be deleted",
     ),
     metric(
+        "countersign_password_hashes_shut_total",
+        Kind::Counter,
+        &[],
+        "Stored password hashes that did not open: their key is gone, or their row was altered",
+    ),
+    metric(
         "countersign_rate_limit_buckets",
         Kind::Gauge,
         &[],

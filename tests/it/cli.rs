@@ -406,6 +406,7 @@ async fn every_command_explains_itself() {
         &["user", "list"],
         &["user", "set-password"],
         &["user", "unlock"],
+        &["user", "reseal"],
         &["user", "grant"],
         &["key"],
         &["key", "list"],

@@ -58,6 +58,7 @@ mod refresh;
 mod renewal;
 mod roles;
 mod rooms;
+mod sealed_passwords;
 mod sessions;
 mod sidecar;
 mod stuffing;

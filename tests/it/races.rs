@@ -8,8 +8,9 @@ use tonic::{Code, Status};
 
 use crate::{
     harness::{
-        Client, Failure, Person, World, calls,
+        Client, Failure, Lock, Node, Person, World, calls,
         calls::{is_dead, validates},
+        eventually,
         world::{PASSWORD, login},
     },
     on_both,
@@ -265,6 +266,31 @@ on_both! {
         }
         assert_eq!(ids.len(), 40);
         assert_eq!(calls::sessions(&ana.client, "").await.unwrap().len(), 41);
+    }
+
+    /// At two nodes on PostgreSQL, as one node checks one password at a time.
+    async fn of_two_changes_in_one_session_one_counts(world: World) {
+        let ana = world.person().await;
+        let other = world.another_node().await;
+        let nodes: Vec<&Node> = [&world.node].into_iter().chain(other.as_ref()).collect();
+        let work = || nodes.iter().map(|node| node.running.core().lanes.work()).sum::<u64>();
+        // So far she has registered and logged in.
+        let one = work() / 2;
+        let checked = work() + 2 * one * nodes.len() as u64;
+        let lock = Lock::take(&world.database).await;
+        let mut changes = tokio::task::JoinSet::new();
+        for (node, new) in nodes.iter().cycle().zip(["one horse after the other", "the other horse first"]) {
+            let client = node.client().with_token(&ana.tokens.access_token);
+            changes.spawn(async move {
+                calls::change_password(&client, PASSWORD, new).await.map(|_| new)
+            });
+        }
+        eventually("each node has checked the password", async || work() == checked).await;
+        lock.release().await;
+        let done = changes.join_all().await;
+        let counts: Vec<_> = done.iter().flatten().collect();
+        assert_eq!(counts.len(), 1, "{done:?}");
+        login(&world.anonymous(), &ana.email, counts[0]).await.unwrap();
     }
 
     async fn one_name_for_two_people_at_once(world: World) {

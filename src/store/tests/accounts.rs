@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Database, id, new_user, on_both, page, run, seconds, users};
 use crate::{
     domain::{
-        Metadata, PasswordHash, Role, RoleId, RoleName, UserId, UserStatus, user::UserFilter,
+        Metadata, Role, RoleId, RoleName, StoredPassword, UserId, UserStatus, user::UserFilter,
     },
     error::{Reason, Result},
     store::{
@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-fn hash(text: &str) -> PasswordHash {
-    PasswordHash::from_phc(text.to_owned())
+fn hash(text: &str) -> StoredPassword {
+    StoredPassword::new(text.to_owned())
 }
 
 async fn role(db: &Database, name: &str, permissions: &[&str]) -> Role {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Database, call, id, new_user, on_both, run, slow, users};
 use crate::{
-    domain::{PasswordHash, UserId},
+    domain::{StoredPassword, UserId},
     error::Reason,
     store::Store,
 };
@@ -85,7 +85,7 @@ on_both! {
         let bob = db.user("bob").await;
         let outcome = db
             .try_write(async |tx| {
-                let password = PasswordHash::from_phc("$new".to_owned());
+                let password = StoredPassword::new("$new".to_owned());
                 users::set_password(tx, bob, &password, db.now()).await?;
                 let _ = run(tx, "UPDATE users SET email = 'ana@example.com'").await;
                 Ok(())

@@ -245,9 +245,7 @@ fn new_user(name: &str, now: Timestamp) -> users::NewUser {
         email: format!("{name}@example.com").parse().unwrap(),
         username: Some(name.parse().unwrap()),
         display_name: name.parse().unwrap(),
-        password: Some(crate::domain::PasswordHash::from_phc(format!(
-            "$hash${name}"
-        ))),
+        password: Some(crate::domain::StoredPassword::new(format!("$hash${name}"))),
         metadata: crate::domain::Metadata::new([("team".to_owned(), "blue".to_owned())]).unwrap(),
         now,
     }

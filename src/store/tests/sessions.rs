@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::{Database, call, id, on_both, page, seconds, users};
 use crate::{
-    domain::{PasswordHash, SessionId, UserId, UserStatus},
+    domain::{SessionId, StoredPassword, UserId, UserStatus},
     store::{
         Store,
         sessions::{self, Advanced, NewSession, Renewal},
@@ -93,7 +93,7 @@ on_both! {
 
     async fn none_opens_once_the_account_has_changed(db) {
         let user = db.user("ana").await;
-        let password = PasswordHash::from_phc("$new".to_owned());
+        let password = StoredPassword::new("$new".to_owned());
         db.write(async |tx| users::set_password(tx, user, &password, db.now()).await).await;
         assert_eq!(open(db, user, 0).await, None);
         let id = open(db, user, 1).await.unwrap();
@@ -170,7 +170,7 @@ on_both! {
         let late = db.now() + seconds(100);
         assert!(!db.write(async |tx| sessions::revoke(tx, id, late).await).await);
         // Of an epoch that a new password has ended.
-        let password = PasswordHash::from_phc("$new".to_owned());
+        let password = StoredPassword::new("$new".to_owned());
         db.write(async |tx| users::set_password(tx, user, &password, db.now()).await).await;
         assert_eq!(advance(&db.store, id, 0, db.now()).await, None);
         // Unless it is the one that changed it.

@@ -200,6 +200,42 @@ on_both! {
         assert_eq!(keys::secret_keys(&mut db.read().await).await.unwrap(), keys);
     }
 
+    async fn a_key_that_is_held_is_taken_away_afterwards(db) {
+        let key = SecretKey {
+            id: 1,
+            purpose: Purpose::Password,
+            sealed: vec![1],
+            created_at: db.now(),
+        };
+        assert!(db.write(async |tx| keys::insert_secret_key(tx, &key).await).await);
+        let other = db.open(|_| ()).await;
+        let (is_held, held) = tokio::sync::oneshot::channel();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_over);
+        let taken = tokio::spawn(async move {
+            held.await.unwrap();
+            let taken = other
+                .write(&call(), async |tx| {
+                    keys::lock(tx).await?;
+                    let over = over.load(SeqCst);
+                    Ok((over, keys::delete_secret_key(tx, 1).await?))
+                })
+                .await;
+            taken.unwrap().value
+        });
+        db.write(async |tx| {
+            assert!(keys::hold_secret_key(tx, 1).await?);
+            is_held.send(()).unwrap();
+            // Time for the other to take it.
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            is_over.store(true, SeqCst);
+            Ok(())
+        })
+        .await;
+        assert_eq!(taken.await.unwrap(), (true, true));
+        assert!(!db.write(async |tx| keys::hold_secret_key(tx, 1).await).await);
+    }
+
     async fn nodes_that_start_at_once_create_one_key(db) {
         let mut nodes = tokio::task::JoinSet::new();
         let mut stores = Vec::new();

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{Epochs, live};
 use crate::{
     domain::{
-        Identifier, PasswordHash, UserId, UserStatus,
+        Identifier, StoredPassword, UserId, UserStatus,
         throttle::{Counter, ThrottleKey},
     },
     error::{Error, Result},
@@ -27,7 +27,7 @@ pub struct Credentials {
     /// Whether the account may log in.
     pub status: UserStatus,
     /// None: not by password.
-    pub password: Option<PasswordHash>,
+    pub password: Option<StoredPassword>,
     /// The epoch that a session opened with these must name.
     pub epoch: i64,
     /// Sessions of smaller epochs are dead.
@@ -51,7 +51,7 @@ impl TryFrom<CredentialsRow> for Credentials {
         Ok(Self {
             user_id: row.id.into(),
             status: parse("users", "status", row.id, &row.status)?,
-            password: row.password.map(PasswordHash::from_phc),
+            password: row.password.map(StoredPassword::new),
             epoch: row.epoch,
             min_session_epoch: row.min_session_epoch,
         })
@@ -120,12 +120,12 @@ pub async fn credentials_by_id(conn: &mut Conn, id: UserId) -> Result<Option<Cre
 pub async fn set_password(
     conn: &mut Conn,
     id: UserId,
-    password: &PasswordHash,
+    password: &StoredPassword,
     now: Timestamp,
 ) -> Result<Option<Epochs>> {
     let epochs: Option<(i64, i64)> = on!(conn, |c| diesel::update(live(id))
         .set((
-            users::password.eq(password.as_phc()),
+            users::password.eq(password.as_str()),
             users::epoch.eq(users::epoch + 1),
             users::min_session_epoch.eq(users::epoch + 1),
             users::updated_at.eq(At(now)),
@@ -141,15 +141,43 @@ pub async fn set_password(
 pub async fn rehash(
     conn: &mut Conn,
     id: UserId,
-    old: &PasswordHash,
-    new: &PasswordHash,
+    old: &StoredPassword,
+    new: &StoredPassword,
 ) -> Result<bool> {
     let changed = on!(conn, |c| diesel::update(
         users::table
             .filter(users::id.eq(Id::from(id)))
-            .filter(users::password.eq(old.as_phc()))
+            .filter(users::password.eq(old.as_str()))
     )
-    .set(users::password.eq(new.as_phc()))
+    .set(users::password.eq(new.as_str()))
     .execute(c))?;
     Ok(changed == 1)
+}
+
+/// The passwords of accounts that have one, by id, after this one.
+pub async fn passwords(
+    conn: &mut Conn,
+    after: Option<UserId>,
+    limit: i64,
+) -> Result<Vec<(UserId, StoredPassword)>> {
+    let after = Id::from(after.unwrap_or(UserId(uuid::Uuid::nil())));
+    let rows: Vec<(Id, Option<String>)> = on!(conn, |c| users::table
+        .filter(users::id.gt(after))
+        .filter(users::password.is_not_null())
+        .order(users::id.asc())
+        .limit(limit)
+        .select((users::id, users::password))
+        .load(c))?;
+    let found = rows.into_iter().filter_map(|(id, password)| {
+        password.map(|password| (UserId::from(id), StoredPassword::new(password)))
+    });
+    Ok(found.collect())
+}
+
+/// How many passwords are stored with this at their beginning.
+pub async fn stored_under(conn: &mut Conn, head: &str) -> Result<i64> {
+    Ok(on!(conn, |c| users::table
+        .filter(users::password.like(format!("{head}%")))
+        .count()
+        .get_result(c))?)
 }

@@ -37,6 +37,15 @@ impl Lock {
         }
     }
 
+    /// Changes something before anybody else does.
+    pub async fn commit(self, statement: &str) {
+        let batch = format!("{statement}; COMMIT");
+        match self {
+            Self::Sqlite(mut connection) => connection.batch_execute(&batch).expect("committed"),
+            Self::Postgres(client) => client.batch_execute(&batch).await.expect("committed"),
+        }
+    }
+
     pub async fn release(self) {
         match self {
             Self::Sqlite(mut connection) => connection.batch_execute("ROLLBACK").expect("released"),

@@ -1,0 +1,14 @@
+-- Fails while a password hash is sealed: without its key nobody could log in again.
+-- `countersign user reseal` without `passwords.seal_hashes` opens them all.
+DELETE FROM secret_keys
+WHERE purpose = 'password' AND NOT EXISTS (SELECT 1 FROM users WHERE password LIKE '$sealed$%');
+CREATE TABLE new_secret_keys (
+    id INTEGER PRIMARY KEY,
+    purpose TEXT NOT NULL CHECK (purpose IN ('refresh', 'request', 'throttle', 'audit')),
+    sealed BLOB NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+INSERT INTO new_secret_keys (id, purpose, sealed, created_at)
+SELECT id, purpose, sealed, created_at FROM secret_keys;
+DROP TABLE secret_keys;
+ALTER TABLE new_secret_keys RENAME TO secret_keys;
