@@ -83,5 +83,6 @@ fn report(now: &Cost, found: &[Cost], wished: Duration, lanes: u32) -> String {
         ),
     };
     let table = table(heading, &rows);
-    format!("{lanes} lane(s), all hashing at once\n\n{table}\n{advice}\n")
+    let instructions = calibrate::instructions();
+    format!("{lanes} lane(s), all hashing at once, by {instructions}\n\n{table}\n{advice}\n")
 }

@@ -1,21 +1,18 @@
 //! Argon2id (RFC 9106) in memory that is reused, and the PHC strings that keep
 //! its results.
 //!
-//! Reused memory halves the cost of a hash: most of the rest is the kernel
-//! giving out zeroed pages. It is reserved from the start and filled by the first
-//! hash: a node that hashes nothing does without. It is wiped after a single pass
-//! only: with more each block holds a mix of them, and guessing a password from
-//! it costs what guessing it from the stored hash does.
+//! Memory is reserved from the start and filled by the first hash: a node that
+//! hashes nothing does without. It is wiped after a single pass only: with more
+//! each block holds a mix of them, and guessing a password from it costs what
+//! guessing it from the stored hash does.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use argon2::{
-    ARGON2ID_IDENT, Algorithm, Argon2, Block, Params, Version,
-    password_hash::phc::{self, Output, ParamsString, Salt},
-};
+use countersign_argon2id::{Input, Kernel, Memory, OUTPUT, Params, agrees_with_rfc_9106, hash};
+use phc::{Ident, Output, ParamsString, Salt};
 use subtle::ConstantTimeEq;
 use thiserror::Error as ThisError;
 
@@ -28,7 +25,9 @@ use crate::{
 /// Bytes of a new salt (RFC 9106, section 3.1).
 pub(super) const SALT: usize = 16;
 const LONGEST_SALT: usize = 32;
-const OUTPUT: usize = 32;
+/// Argon2id and its version, as PHC strings have them.
+const ALGORITHM: &str = "argon2id";
+const VERSION: u32 = 0x13;
 
 /// The most that a stored hash may ask for, whatever is configured: a row must
 /// not decide how long a lane is busy or how much memory it takes.
@@ -52,7 +51,7 @@ pub(super) struct Stored {
 /// Hashes, in memory of its own.
 pub(super) struct Hasher {
     params: Params,
-    memory: Vec<Block>,
+    memory: Memory,
     work: Arc<AtomicU64>,
 }
 
@@ -61,8 +60,21 @@ pub(super) fn parameters(memory_kib: u32, iterations: u32, parallelism: u32) -> 
     let within = memory_kib <= MOST_MEMORY_KIB
         && iterations <= MOST_ITERATIONS
         && parallelism <= MOST_PARALLELISM;
-    let params = Params::new(memory_kib, iterations, parallelism, Some(OUTPUT)).ok()?;
+    let params = Params::new(memory_kib, iterations, parallelism)?;
     within.then_some(params)
+}
+
+/// The instructions that this machine hashes by, once they are known to hash
+/// right.
+pub(super) fn instructions() -> Result<Kernel> {
+    let kernel = Kernel::best();
+    if agrees_with_rfc_9106(kernel).map_err(Error::internal)? {
+        Ok(kernel)
+    } else {
+        Err(Error::internal(format!(
+            "the {kernel} instructions of this machine do not give the Argon2id of RFC 9106"
+        )))
+    }
 }
 
 impl Stored {
@@ -73,8 +85,8 @@ impl Stored {
 
     fn try_parse(text: &str) -> Option<Self> {
         let phc = phc::PasswordHash::new(text).ok()?;
-        let asked = Params::try_from(&phc.params).ok()?;
-        let params = parameters(asked.m_cost(), asked.t_cost(), asked.p_cost())?;
+        let [memory, passes, lanes] = ["m", "t", "p"].map(|name| phc.params.get_decimal(name));
+        let params = parameters(memory?, passes?, lanes?)?;
         let stored = Self {
             params,
             salt: phc.salt?,
@@ -91,10 +103,14 @@ impl Stored {
 
 /// The PHC string, in the order in which the reference implementation writes.
 fn write(params: &Params, salt: Salt, output: Output) -> Option<String> {
+    let mut costs = ParamsString::new();
+    costs.add_decimal("m", params.memory_kib()).ok()?;
+    costs.add_decimal("t", params.iterations()).ok()?;
+    costs.add_decimal("p", params.parallelism()).ok()?;
     let phc = phc::PasswordHash {
-        algorithm: ARGON2ID_IDENT,
-        version: Some(Version::V0x13.into()),
-        params: ParamsString::try_from(params).ok()?,
+        algorithm: Ident::new(ALGORITHM).ok()?,
+        version: Some(VERSION),
+        params: costs,
         salt: Some(salt),
         hash: Some(output),
     };
@@ -105,7 +121,7 @@ impl Hasher {
     /// Reserves the memory that these parameters need, at once and for good.
     /// `work` counts the blocks that are filled.
     pub(super) fn new(params: Params, work: Arc<AtomicU64>) -> Result<Self> {
-        let memory = reserved(params.block_count())?;
+        let memory = Memory::reserve(&params).map_err(Error::internal)?;
         Ok(Self {
             params,
             memory,
@@ -115,7 +131,7 @@ impl Hasher {
 
     /// Hashes a new password.
     pub(super) fn hash(&mut self, password: &Password, salt: [u8; SALT]) -> Result<PasswordHash> {
-        let params = self.params.clone();
+        let params = self.params;
         let salt = Salt::new(&salt).map_err(Error::internal)?;
         let output = self.compute(&params, password, &salt)?;
         let text = write(&params, salt, output).ok_or_else(|| Error::internal(Unusable))?;
@@ -156,37 +172,31 @@ impl Hasher {
         if due == 0 {
             return Ok(());
         }
-        let passes = due.div_ceil(self.params.m_cost());
-        let memory = (due / passes).max(Params::MIN_M_COST);
-        let params = Params::new(memory, passes, 1, Some(OUTPUT)).map_err(Error::internal)?;
+        let passes = due.div_ceil(self.params.memory_kib());
+        let memory = (due / passes).max(Params::LEAST_MEMORY_KIB);
+        let params = Params::new(memory, passes, 1)
+            .ok_or_else(|| Error::internal("work that no parameters cost"))?;
         let salt = Salt::new(&[0; SALT]).map_err(Error::internal)?;
         self.compute(&params, password, &salt).map(drop)
     }
 
     fn compute(&mut self, params: &Params, password: &Password, salt: &Salt) -> Result<Output> {
         let mut more;
-        let blocks = params.block_count();
-        let memory = if blocks <= self.params.block_count() {
+        let memory = if params.blocks() <= self.params.blocks() {
             &mut self.memory
         } else {
             // Rare: a hash from when more was configured.
-            more = reserved(blocks)?;
+            more = Memory::reserve(params).map_err(Error::internal)?;
             &mut more
         };
-        if memory.len() < blocks {
-            memory.resize(blocks, Block::new());
-        }
-        let mut output = [0; OUTPUT];
-        Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone())
-            .hash_password_into_with_memory(
-                password.expose().as_bytes(),
-                salt,
-                &mut output,
-                memory.as_mut_slice(),
-            )
-            .map_err(Error::internal)?;
-        if params.t_cost() == 1 {
-            memory.fill(Block::new());
+        let input = Input {
+            password: password.expose().as_bytes(),
+            salt,
+            ..Input::default()
+        };
+        let output = hash(params, &input, memory).map_err(Error::internal)?;
+        if params.iterations() == 1 {
+            memory.wipe();
         }
         self.work.fetch_add(work(params), Relaxed);
         Output::new(&output).map_err(Error::internal)
@@ -195,19 +205,11 @@ impl Hasher {
 
 /// What a hash costs, in blocks of 1 KiB filled.
 fn work(params: &Params) -> u64 {
-    params.block_count() as u64 * u64::from(params.t_cost())
-}
-
-fn reserved(blocks: usize) -> Result<Vec<Block>> {
-    let mut memory = Vec::new();
-    memory.try_reserve_exact(blocks).map_err(Error::internal)?;
-    Ok(memory)
+    params.blocks() as u64 * u64::from(params.iterations())
 }
 
 #[cfg(test)]
 mod tests {
-    use argon2::{AssociatedData, ParamsBuilder};
-
     use super::*;
 
     const PASSWORD: &str = "correct horse battery staple";
@@ -241,39 +243,12 @@ mod tests {
         (result, cost)
     }
 
-    /// RFC 9106, section 5.3. It has a secret and associated data, which we
-    /// never use; so the primitive is called as we call it.
     #[test]
     fn the_primitive_agrees_with_rfc_9106() {
-        const TAG: [u8; 32] = [
-            0x0d, 0x64, 0x0d, 0xf5, 0x8d, 0x78, 0x76, 0x6c, 0x08, 0xc0, 0x37, 0xa3, 0x4a, 0x8b,
-            0x53, 0xc9, 0xd0, 0x1e, 0xf0, 0x45, 0x2d, 0x75, 0xb6, 0x5e, 0xb5, 0x25, 0x20, 0xe9,
-            0x6b, 0x01, 0xe6, 0x59,
-        ];
-        let params = ParamsBuilder::new()
-            .m_cost(32)
-            .t_cost(3)
-            .p_cost(4)
-            .data(AssociatedData::new(&[4; 12]).unwrap())
-            .output_len(32)
-            .build()
-            .unwrap();
-        let mut memory = vec![Block::new(); params.block_count()];
-        let argon2 =
-            Argon2::new_with_secret(&[3; 8], Algorithm::Argon2id, Version::V0x13, params).unwrap();
-        let mut output = [0; 32];
-        // Twice: reused memory must not show.
-        for _ in 0..2 {
-            argon2
-                .hash_password_into_with_memory(
-                    &[1; 32],
-                    &[2; 16],
-                    &mut output,
-                    memory.as_mut_slice(),
-                )
-                .unwrap();
-            assert_eq!(output, TAG);
+        for kernel in Kernel::all() {
+            assert!(agrees_with_rfc_9106(kernel).unwrap(), "{kernel}");
         }
+        assert_eq!(instructions().unwrap(), Kernel::best());
     }
 
     #[test]
@@ -335,10 +310,10 @@ mod tests {
     #[test]
     fn a_larger_stored_hash_takes_memory_for_one_call() {
         let mut hasher = hasher(8, 1, 1);
-        assert!(hasher.memory.is_empty() && hasher.memory.capacity() >= 8);
         let verdict = hasher.verify(&password(PASSWORD), Some(&stored(REFERENCE[2])), [0; SALT]);
         assert!(matches!(verdict, Ok(Verdict::Match { .. })));
-        assert_eq!(hasher.memory.len(), 8);
+        assert_eq!(hasher.memory.capacity(), 8);
+        assert!(hasher.memory.is_blank());
     }
 
     #[test]
@@ -346,8 +321,7 @@ mod tests {
         for (passes, leaves) in [(1, false), (2, true)] {
             let mut hasher = hasher(64, passes, 1);
             hasher.hash(&password(PASSWORD), [1; SALT]).unwrap();
-            let mut words = hasher.memory.iter().flat_map(AsRef::<[u64]>::as_ref);
-            assert_eq!(words.any(|word| *word != 0), leaves);
+            assert_eq!(!hasher.memory.is_blank(), leaves);
         }
     }
 

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use countersign_argon2id::Kernel;
+
 use super::{
     argon2id::{Hasher, MOST_ITERATIONS, MOST_MEMORY_KIB, SALT, parameters},
     lanes::{self, LEAST},
@@ -29,12 +31,17 @@ pub struct Cost {
     pub time: Duration,
 }
 
+/// The instructions that this machine hashes by.
+pub fn instructions() -> Kernel {
+    Kernel::best()
+}
+
 /// What these settings cost on so many lanes at once.
 pub fn measure(config: &lanes::Config, lanes: u32) -> Result<Cost> {
     let params = parameters(config.memory_kib, config.iterations, config.parallelism);
     let params = params.ok_or_else(|| Error::internal("parameters that Argon2id does not have"))?;
     let times = |_| -> Result<Vec<Duration>> {
-        let mut hasher = Hasher::new(params.clone(), Arc::default())?;
+        let mut hasher = Hasher::new(params, Arc::default())?;
         let password = Password::parse("correct horse battery staple").map_err(Error::internal)?;
         hasher.hash(&password, [0; SALT])?;
         let mut times = Vec::with_capacity(ROUNDS);

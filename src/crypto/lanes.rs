@@ -8,6 +8,9 @@
 //! call: a full queue, or one too long for the call's deadline, refuses there
 //! and then. Work whose caller has left, or is late, is not begun.
 //!
+//! They run at a lower CPU priority than the threads that serve, which never wait
+//! for one of them where cores are few.
+//!
 //! There is no priority and no fairness between callers: the queue is short,
 //! and limits per caller are set in front of it.
 
@@ -27,6 +30,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::Span;
 
+use countersign_argon2id::Params;
+
 use super::argon2id::{
     self, Hasher, MOST_ITERATIONS, MOST_MEMORY_KIB, MOST_PARALLELISM, Stored, parameters,
 };
@@ -44,6 +49,10 @@ const WAIT_SECONDS: &str = "countersign_hash_wait_seconds";
 /// Password Storage Cheat Sheet); the least that a service should run with.
 pub(super) const LEAST: [(u32, u32); 5] =
     [(47104, 1), (19456, 2), (12288, 3), (9216, 4), (7168, 5)];
+
+/// How much nicer than the rest of the process a lane is, in steps of setpriority(2).
+#[cfg(target_os = "linux")]
+const NICER: i32 = 10;
 
 /// A client that comes back sooner than this finds the same queue.
 const SHORTEST_RETRY: Duration = Duration::from_millis(100);
@@ -171,19 +180,21 @@ impl Config {
         }
     }
 
-    fn params(&self) -> Option<argon2::Params> {
+    fn params(&self) -> Option<Params> {
         parameters(self.memory_kib, self.iterations, self.parallelism)
     }
 }
 
 impl Lanes {
     /// Starts the threads with their memory. Fails if the parameters are not
-    /// legal or there is not that much memory.
+    /// legal, there is not that much memory, or this machine hashes wrong.
     pub fn start(config: &Config, entropy: Arc<dyn Entropy>) -> Result<Self> {
         let params = config
             .params()
             .ok_or_else(|| Error::internal("parameters that Argon2id does not have"))?;
+        let kernel = argon2id::instructions()?;
         let lanes = config.threads();
+        tracing::debug!(%kernel, lanes, "the hash lanes begin");
         let queue = match config.queue {
             0 => 16 * lanes,
             queue => queue,
@@ -194,7 +205,7 @@ impl Lanes {
         let work = Arc::default();
         let mean = Arc::default();
         for number in 0..lanes {
-            let hasher = Hasher::new(params.clone(), Arc::clone(&work))?;
+            let hasher = Hasher::new(params, Arc::clone(&work))?;
             let jobs = Arc::clone(&receiver);
             thread::Builder::new()
                 .name(format!("hash-lane-{number}"))
@@ -349,6 +360,11 @@ impl Ticket {
 
 /// What a lane does all its life: until nobody can send any more.
 fn run(jobs: &Mutex<Receiver<Job>>, mut hasher: Hasher) {
+    // Of this thread alone, on Linux. Where it is refused hashing goes on as before.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(NICER) {
+        tracing::debug!(%error, "a hash lane keeps the priority of the process");
+    }
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { work, span }) = job else { return };

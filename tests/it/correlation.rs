@@ -506,6 +506,7 @@ const BACKGROUND: &[&str] = &[
     "ready: keys and revocations are loaded",
     "listening for changes of the trust log",
     "the audit log is chained",
+    "the hash lanes begin",
 ];
 
 on_both! {

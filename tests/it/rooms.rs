@@ -65,7 +65,7 @@ const OUTSIDE: &[(&str, &[&str])] = &[
             "cli",
         ],
     ),
-    ("argon2", &["crypto"]),
+    ("countersign_argon2id", &["crypto"]),
     ("aws_lc_rs", &["breach_list", "crypto", "http", "listen"]),
     ("failsafe", &["breaker"]),
     ("hyper::client", &["breach_list"]),

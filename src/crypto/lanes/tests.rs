@@ -293,6 +293,19 @@ async fn the_threads_end_with_the_last_handle() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn lanes_stand_back_behind_the_threads_that_serve() {
+    let ours = rustix::process::nice(0).unwrap();
+    let lanes = lanes(1, 1);
+    let call = call();
+    let ticket = lanes.ticket(&call).unwrap();
+    let theirs = ticket.run(&call, |_| rustix::process::nice(0).map_err(Error::internal));
+    // 19 is the nicest that there is.
+    assert_eq!(theirs.await.unwrap(), (ours + NICER).min(19));
+    assert_eq!(rustix::process::nice(0).unwrap(), ours);
+}
+
 #[test]
 fn parameters_that_do_not_exist_do_not_start() {
     let start = |memory_kib, iterations, parallelism| {
