@@ -40,12 +40,12 @@ use crate::{
     findings::Findings,
     machine::{Account, Machine},
     process::Cores,
+    report::Part,
     rows::Group,
 };
 
-/// Where the table and the plot go, beside `scripts`.
+/// Where the tables go, beside `scripts`.
 const PAGE: &str = "docs/performance.md";
-const PLOT: &str = "docs/performance.svg";
 
 /// Measures Countersign against yardsticks, in turns, and prints ratios.
 #[derive(Debug, Parser)]
@@ -65,8 +65,9 @@ struct Cli {
     #[arg(long)]
     rounds: Option<usize>,
 
-    /// Writes the table into docs/performance.md and its plot beside it.
-    #[arg(long, conflicts_with = "groups")]
+    /// Writes the table into docs/performance.md and its plot beside it. For all
+    /// groups of the table together, or for growth alone.
+    #[arg(long)]
     write: bool,
 
     /// The program that serves.
@@ -136,6 +137,11 @@ fn measure(cli: Cli) -> anyhow::Result<ExitCode> {
     };
     ensure!(bench.rounds > 0, "there must be a round");
     let machine = Machine::look(&bench)?;
+    let part = Part::of(&cli.groups);
+    ensure!(
+        part.is_some() || !cli.write,
+        "--write is for the whole table or for growth alone"
+    );
     let groups = if cli.groups.is_empty() {
         Group::ALL.to_vec()
     } else {
@@ -150,12 +156,12 @@ fn measure(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     let table = report::markdown(&bench, &machine, &found, &others);
     println!("{table}");
-    if cli.write {
+    if let Some(part) = part.filter(|_| cli.write) {
         let page = root.join(PAGE);
         let text = fs::read_to_string(&page)?;
-        fs::write(&page, report::replace(&text, &table)?)?;
-        fs::write(root.join(PLOT), report::svg(&found))?;
-        bench.say(&format!("wrote {PAGE} and {PLOT}"));
+        fs::write(&page, report::replace(&text, part, &table)?)?;
+        fs::write(root.join(part.plot()), report::svg(&found))?;
+        bench.say(&format!("wrote {PAGE} and {}", part.plot()));
     }
     Ok(ExitCode::SUCCESS)
 }

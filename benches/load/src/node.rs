@@ -33,7 +33,11 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{Bench, load::Calls, process::Running};
+use crate::{
+    Bench,
+    load::Calls,
+    process::{Running, Used},
+};
 
 pub const ISSUER: &str = "http://bench.example";
 pub const AUDIENCE: &str = "countersign";
@@ -93,6 +97,12 @@ impl Node {
         };
         let ports = [port(&self.address)?, port(&self.http)?];
         launch(bench, &self.home, self.database.as_deref(), ports)
+    }
+
+    /// Starts a node that was stopped again, and waits until it is ready.
+    pub fn restart(&mut self, bench: &Bench) -> anyhow::Result<()> {
+        self.process = self.start_again(bench)?;
+        self.until_ready()
     }
 
     fn until_ready(&mut self) -> anyhow::Result<()> {
@@ -164,11 +174,14 @@ impl Node {
         Ok(())
     }
 
-    /// Opens a session of each of so many accounts.
-    pub async fn log_in(&self, count: usize) -> anyhow::Result<Vec<TokenPair>> {
+    /// Opens a session of each of these accounts.
+    pub async fn log_in(
+        &self,
+        accounts: impl IntoIterator<Item = usize>,
+    ) -> anyhow::Result<Vec<TokenPair>> {
         let mut client = AuthServiceClient::new(self.channel()?);
         let mut sessions = Vec::new();
-        for number in 0..count {
+        for number in accounts {
             let reply = client.login(login(number)).await?.into_inner();
             let Some(login_response::Result::Tokens(tokens)) = reply.result else {
                 bail!("a login gave no tokens");
@@ -270,11 +283,11 @@ pub fn checks<'a>(tokens: impl IntoIterator<Item = &'a String>) -> Calls {
     }
 }
 
-/// Logins of so many accounts.
-pub fn logins(accounts: usize) -> Calls {
+/// Logins of these accounts.
+pub fn logins(accounts: impl IntoIterator<Item = usize>) -> Calls {
     Calls {
         path: "/countersign.v1.AuthService/Login",
-        messages: messages((0..accounts).map(login)),
+        messages: messages(accounts.into_iter().map(login)),
     }
 }
 
@@ -345,6 +358,49 @@ impl Cluster {
             folder,
             url: String::from_utf8(out.stdout)?.trim_end().to_owned(),
         })
+    }
+
+    /// Makes a database, and returns its URL.
+    pub fn database(&self, bench: &Bench, name: &str) -> anyhow::Result<String> {
+        Self::run(bench, &self.url, &format!("CREATE DATABASE {name}"))?;
+        let (server, _) = self.url.rsplit_once('/').context("not a URL")?;
+        Ok(format!("{server}/{name}"))
+    }
+
+    /// Runs statements on a database.
+    pub fn run(bench: &Bench, url: &str, statements: &str) -> anyhow::Result<()> {
+        bench.runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+            let connection = tokio::spawn(connection);
+            client.batch_execute(statements).await?;
+            drop(client);
+            Ok(connection.await??)
+        })
+    }
+
+    /// Seconds of CPU that its processes have used so far.
+    pub fn used(&self) -> anyhow::Result<f64> {
+        let file = self.folder.join("data/postmaster.pid");
+        let file = std::fs::read_to_string(file).context("the server of the cluster")?;
+        let server = file.lines().next().context("an empty postmaster.pid")?;
+        let mut seconds = 0.0;
+        for entry in std::fs::read_dir("/proc")? {
+            let pid = entry?.file_name();
+            let Some(pid) = pid.to_str().filter(|pid| pid.parse::<u32>().is_ok()) else {
+                continue;
+            };
+            // A process may end meanwhile.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let parent = stat
+                .rsplit(") ")
+                .next()
+                .and_then(|rest| rest.split(' ').nth(1));
+            if pid == server || parent == Some(server) {
+                let used = Used::of(pid).unwrap_or_default();
+                seconds += used.since(&Used::default()).total();
+            }
+        }
+        Ok(seconds)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use crate::{
     Bench,
@@ -12,9 +12,39 @@ use crate::{
     series::{Series, short},
 };
 
-/// The table stands between these on the page.
-const BEGIN: &str = "<!-- bench -->";
-const END: &str = "<!-- /bench -->";
+/// A table of the page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Table,
+    Growth,
+}
+
+impl Part {
+    /// What these groups make whole.
+    pub fn of(groups: &[Group]) -> Option<Self> {
+        match groups {
+            [] => Some(Self::Table),
+            [Group::Growth] => Some(Self::Growth),
+            _ => None,
+        }
+    }
+
+    /// Where its plot goes.
+    pub const fn plot(self) -> &'static str {
+        match self {
+            Self::Table => "docs/performance.svg",
+            Self::Growth => "docs/growth.svg",
+        }
+    }
+
+    /// It stands between these on the page.
+    const fn marks(self) -> [&'static str; 2] {
+        match self {
+            Self::Table => ["<!-- bench -->", "<!-- /bench -->"],
+            Self::Growth => ["<!-- growth -->", "<!-- /growth -->"],
+        }
+    }
+}
 
 /// All of it in Markdown.
 pub fn markdown(
@@ -151,15 +181,16 @@ fn met(row: &Row) -> String {
 }
 
 /// The page with a new table.
-pub fn replace(page: &str, table: &str) -> anyhow::Result<String> {
-    let (before, rest) = page
-        .split_once(BEGIN)
-        .context("the page has no <!-- bench -->")?;
-    let Some((_, after)) = rest.split_once(END) else {
-        bail!("the page has no {END}");
+pub fn replace(page: &str, part: Part, table: &str) -> anyhow::Result<String> {
+    let [begin, end] = part.marks();
+    let Some((before, rest)) = page.split_once(begin) else {
+        bail!("the page has no {begin}");
+    };
+    let Some((_, after)) = rest.split_once(end) else {
+        bail!("the page has no {end}");
     };
     Ok(format!(
-        "{before}{BEGIN}\n{}\n{END}{after}",
+        "{before}{begin}\n{}\n{end}{after}",
         table.trim_end()
     ))
 }
@@ -236,11 +267,14 @@ mod tests {
 
     #[test]
     fn only_what_stands_between_the_marks_is_replaced() {
-        let page = format!("# Title\n\n{BEGIN}\nold\n{END}\n\nmore\n");
-        let once = replace(&page, "new\n").unwrap();
-        assert_eq!(once, format!("# Title\n\n{BEGIN}\nnew\n{END}\n\nmore\n"));
-        assert_eq!(replace(&once, "new\n").unwrap(), once);
-        assert!(replace("no marks", "new").is_err());
+        for part in [Part::Table, Part::Growth] {
+            let [begin, end] = part.marks();
+            let page = format!("# Title\n\n{begin}\nold\n{end}\n\nmore\n");
+            let once = replace(&page, part, "new\n").unwrap();
+            assert_eq!(once, format!("# Title\n\n{begin}\nnew\n{end}\n\nmore\n"));
+            assert_eq!(replace(&once, part, "new\n").unwrap(), once);
+            assert!(replace("no marks", part, "new").is_err());
+        }
     }
 
     #[test]

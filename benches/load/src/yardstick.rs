@@ -122,7 +122,7 @@ impl Yardstick {
                     each: 1,
                 };
                 let until = Until::Time(Duration::from_secs_f64(seconds));
-                closed(&address, &logins(accounts), shape, until)?;
+                closed(&address, &logins(0..accounts), shape, until)?;
                 Ok(())
             }
         }

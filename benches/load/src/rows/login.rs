@@ -35,7 +35,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Findings> {
     let node = Node::start(bench, "login", None)?;
     bench.say("preparing accounts");
     bench.runtime.block_on(node.register(ACCOUNTS))?;
-    let calls = logins(ACCOUNTS);
+    let calls = logins(0..ACCOUNTS);
     let load = |seconds: f64| {
         let until = Until::Time(Duration::from_secs_f64(seconds));
         closed(&node.address, &calls, steady(bench), until)

@@ -2,6 +2,7 @@
 //! its yardsticks in turn, and a ratio is made of the figures of one round: so
 //! what else the machine does troubles both alike.
 
+mod growth;
 mod login;
 mod start;
 mod storm;
@@ -27,9 +28,12 @@ pub enum Group {
     Writes,
     /// Start, and memory when idle.
     Start,
+    /// Logins and refreshes with ten million users: not in the table, and longer.
+    Growth,
 }
 
 impl Group {
+    /// Those of the table.
     pub const ALL: [Self; 5] = [
         Self::Validate,
         Self::Login,
@@ -45,6 +49,7 @@ impl Group {
             Self::Storm => storm::measure(bench),
             Self::Writes => writes::measure(bench),
             Self::Start => start::measure(bench),
+            Self::Growth => growth::measure(bench),
         }
     }
 }

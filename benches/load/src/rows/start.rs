@@ -24,7 +24,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Findings> {
     bench.say("preparing accounts");
     let sessions = bench.runtime.block_on(async {
         node.register(ACCOUNTS).await?;
-        node.log_in(1).await
+        node.log_in(0..1).await
     })?;
     let calls = validations(sessions.iter().map(|session| &session.access_token));
     let once = Shape {

@@ -40,7 +40,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Findings> {
     bench.say("preparing accounts");
     let sessions = bench.runtime.block_on(async {
         node.register(ACCOUNTS).await?;
-        node.log_in(CONNECTIONS).await
+        node.log_in(0..CONNECTIONS).await
     })?;
     let calls = validations(sessions.iter().map(|session| &session.access_token));
 
@@ -110,7 +110,7 @@ fn storm(node: &Node, calls: &Calls, lasts: Duration) -> anyhow::Result<Histogra
 }
 
 fn overload(bench: &Bench, node: &Node, lasts: Duration, seen: &mut Seen) -> anyhow::Result<()> {
-    let calls = logins(ACCOUNTS);
+    let calls = logins(0..ACCOUNTS);
     let counts = closed(&node.address, &calls, steady(bench), Until::Time(lasts))?;
     ensure!(counts.refused == 0, "{} logins failed", counts.refused);
     let capacity = counts.rate();

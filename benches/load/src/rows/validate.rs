@@ -44,7 +44,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Findings> {
     bench.say("preparing accounts, sessions and tokens");
     let (key, mut sessions) = bench.runtime.block_on(async {
         node.register(SESSIONS).await?;
-        let sessions = node.log_in(SESSIONS).await?;
+        let sessions = node.log_in(0..SESSIONS).await?;
         anyhow::Ok((node.public_key().await?, sessions))
     })?;
     let known: Vec<String> = sessions.iter().map(|s| s.access_token.clone()).collect();

@@ -127,8 +127,8 @@ impl Side {
         bench.say("preparing accounts and sessions");
         let (sessions, bare) = bench.runtime.block_on(async {
             node.register(CLIENTS).await?;
-            let sessions = node.log_in(CLIENTS).await?;
-            anyhow::Ok((sessions, node.log_in(CLIENTS).await?))
+            let sessions = node.log_in(0..CLIENTS).await?;
+            anyhow::Ok((sessions, node.log_in(0..CLIENTS).await?))
         })?;
         Ok(Self {
             node,
