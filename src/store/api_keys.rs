@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::{
     conn::{Conn, on},
+    kept::Keep as _,
     schema::{
         api_key_audiences, api_key_scopes, api_key_secrets, api_keys, role_permissions, roles,
         user_roles, users,
@@ -87,6 +88,7 @@ pub async fn insert(conn: &mut Conn, key: &ApiKey, secret: ApiKeyHash) -> Result
             api_keys::created_at.eq(At(key.created_at)),
             api_keys::expires_at.eq(key.expires_at.map(At)),
         ))
+        .kept()
         .execute(c))?;
     for scope in &key.scopes {
         on!(conn, |c| diesel::insert_into(api_key_scopes::table)
@@ -94,6 +96,7 @@ pub async fn insert(conn: &mut Conn, key: &ApiKey, secret: ApiKeyHash) -> Result
                 api_key_scopes::api_key_id.eq(id),
                 api_key_scopes::scope.eq(scope.as_str()),
             ))
+            .kept()
             .execute(c))?;
     }
     for audience in &key.audiences {
@@ -102,6 +105,7 @@ pub async fn insert(conn: &mut Conn, key: &ApiKey, secret: ApiKeyHash) -> Result
                 api_key_audiences::api_key_id.eq(id),
                 api_key_audiences::audience.eq(audience),
             ))
+            .kept()
             .execute(c))?;
     }
     insert_secret(conn, id, secret, key.created_at).await
@@ -114,6 +118,7 @@ async fn insert_secret(conn: &mut Conn, id: Id, secret: ApiKeyHash, now: Timesta
             api_key_secrets::api_key_id.eq(id),
             api_key_secrets::created_at.eq(At(now)),
         ))
+        .kept()
         .execute(c))?;
     Ok(())
 }
@@ -261,6 +266,7 @@ pub async fn rotate(
             )
     )
     .set(api_keys::rotated_at.eq(At(now)))
+    .kept()
     .execute(c))?;
     if done == 0 {
         return Ok(false);
@@ -274,6 +280,7 @@ pub async fn rotate(
             .filter(ends_later)
     )
     .set(api_key_secrets::ends_at.eq(At(overlap_until)))
+    .kept()
     .execute(c))?;
     let newest_first: Vec<Vec<u8>> = on!(conn, |c| api_key_secrets::table
         .filter(api_key_secrets::api_key_id.eq(id))
@@ -300,6 +307,7 @@ pub async fn revoke(conn: &mut Conn, id: ApiKeyId, now: Timestamp) -> Result<boo
             .filter(api_keys::revoked_at.is_null())
     )
     .set(api_keys::revoked_at.eq(At(now)))
+    .kept()
     .execute(c))?;
     Ok(done == 1)
 }
@@ -310,6 +318,7 @@ pub(super) async fn erase(conn: &mut Conn, owner: UserId, now: Timestamp) -> Res
         api_keys::table.filter(api_keys::owner.eq(Id::from(owner)))
     )
     .set((api_keys::name.eq(""), api_keys::revoked_at.eq(At(now))))
+    .kept()
     .execute(c))?;
     Ok(())
 }

@@ -12,6 +12,7 @@ use diesel_async::RunQueryDsl;
 
 use super::{
     conn::{Conn, on},
+    kept::Keep as _,
     schema::{audit_events, audit_origins, users},
     types::{At, Id, Uuid},
 };
@@ -125,6 +126,7 @@ pub async fn insert(conn: &mut Conn, mut event: SealedEvent) -> Result<()> {
     let row = EventRow::from(event);
     on!(conn, |c| diesel::insert_into(audit_events::table)
         .values(&row)
+        .kept()
         .execute(c))?;
     let Some(Origin {
         salt,
@@ -143,6 +145,7 @@ pub async fn insert(conn: &mut Conn, mut event: SealedEvent) -> Result<()> {
                 audit_origins::address.eq(address),
                 audit_origins::user_agent.eq(user_agent),
             ))
+            .kept()
             .execute(c))?;
         return Ok(());
     };

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     conn::{Conn, Outcome, on},
+    kept::Keep as _,
     schema::idempotency,
     types::{At, Id},
 };
@@ -87,6 +88,7 @@ pub async fn insert(conn: &mut Conn, record: &NewRecord<'_>) -> Result<bool> {
             idempotency::expires_at.eq(At(record.expires_at)),
         ))
         .on_conflict_do_nothing()
+        .kept()
         .execute(c))?;
     Ok(inserted == 1)
 }

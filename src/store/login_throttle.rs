@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{
     conn::{Conn, Outcome, on},
+    kept::Keep as _,
     schema::login_throttle,
     types::{At, illegal},
 };
@@ -66,6 +67,7 @@ pub async fn insert(conn: &mut Conn, key: &ThrottleKey, counter: &Counter) -> Re
     let inserted = on!(conn, |c| diesel::insert_into(login_throttle::table)
         .values((login_throttle::key.eq(key.0.as_slice()), Row::from(counter)))
         .on_conflict_do_nothing()
+        .kept()
         .execute(c))?;
     Ok(inserted == 1)
 }
@@ -86,6 +88,7 @@ pub async fn replace(
             .filter(login_throttle::recorded.eq(seen.recorded))
     )
     .set(Row::from(next))
+    .kept()
     .execute(c))?;
     Ok(replaced == 1)
 }

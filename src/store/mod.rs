@@ -3,12 +3,13 @@
 //!
 //! A tour. `config` says which database; `pool` opens it; `conn` is a
 //! connection on loan to one call, and the macro `on!` that runs one query text
-//! on both databases; `group` lets those who write to SQLite share a COMMIT;
-//! `types` and `schema` are the columns and tables;
-//! `migrate` makes them. Then a file for each group of tables: [`users`],
-//! [`roles`], [`sessions`], [`api_keys`], [`keys`], [`nodes`], [`trust`],
-//! [`audit`], [`idempotency`], [`login_throttle`]; and [`janitor`], which clears
-//! away. `listener` hears from PostgreSQL that the trust log has grown.
+//! on both databases; `kept` has a connection prepare a statement once; `group`
+//! lets those who write to SQLite share a COMMIT; `types` and `schema` are the
+//! columns and tables; `migrate` makes them. Then a file for each group of
+//! tables: [`users`], [`roles`], [`sessions`], [`api_keys`], [`keys`],
+//! [`nodes`], [`trust`], [`audit`], [`idempotency`], [`login_throttle`]; and
+//! [`janitor`], which clears away. `listener` hears from PostgreSQL that the
+//! trust log has grown.
 //!
 //! Functions of those files take a [`Conn`] and times as arguments, and return
 //! domain values; what is not there is `None`. Reading goes through
@@ -27,6 +28,7 @@ mod group;
 mod health;
 pub mod idempotency;
 pub mod janitor;
+mod kept;
 pub mod keys;
 mod listener;
 pub mod login_throttle;

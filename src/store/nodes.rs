@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{
     conn::{Conn, on},
+    kept::Keep as _,
     schema::nodes,
     types::{At, Id, Instant, illegal, parse},
 };
@@ -77,6 +78,7 @@ pub async fn tell(conn: &mut Conn, node: &Node) -> Result<()> {
             nodes::clock_skew_us.eq(excluded(nodes::clock_skew_us)),
             nodes::master_keys.eq(excluded(nodes::master_keys)),
         ))
+        .kept()
         .execute(c))?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use diesel_async::RunQueryDsl;
 
 use super::{
     conn::{Conn, Failure, on},
+    kept::Keep as _,
     schema::{role_permissions, roles, user_roles, users},
     types::{At, Id, illegal, parse},
 };
@@ -44,6 +45,7 @@ pub async fn insert(conn: &mut Conn, role: &Role) -> Result<bool> {
     let done = on!(conn, |c| diesel::insert_into(roles::table)
         .values(&row)
         .on_conflict_do_nothing()
+        .kept()
         .execute(c))?;
     if done == 0 {
         return Ok(false);
@@ -59,6 +61,7 @@ async fn insert_permissions(conn: &mut Conn, role: &Role) -> Result<()> {
                 role_permissions::role_id.eq(Id::from(role.id)),
                 role_permissions::permission.eq(permission.as_str()),
             ))
+            .kept()
             .execute(c))?;
     }
     Ok(())
@@ -160,6 +163,7 @@ pub async fn update(conn: &mut Conn, role: &Role) -> Result<bool> {
         roles::description.eq(&role.description),
         roles::updated_at.eq(At(role.updated_at)),
     ))
+    .kept()
     .execute(c))?;
     if done == 0 {
         return Ok(false);
@@ -217,6 +221,7 @@ pub async fn lock(conn: &mut Conn, id: RoleId) -> Result<bool> {
         roles::table.filter(roles::id.eq(Id::from(id)))
     )
     .set(roles::built_in.eq(roles::built_in))
+    .kept()
     .execute(c))?;
     Ok(locked == 1)
 }
@@ -229,6 +234,7 @@ pub async fn grant(conn: &mut Conn, user: UserId, role: RoleId) -> Result<bool> 
             user_roles::role_id.eq(Id::from(role)),
         ))
         .on_conflict_do_nothing()
+        .kept()
         .execute(c))?;
     Ok(granted == 1)
 }

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use super::{
     conn::{Conn, Outcome, on},
+    kept::Keep as _,
     schema::{sessions, user_roles, users},
     types::{At, Id, illegal, parse},
 };
@@ -203,6 +204,7 @@ pub async fn open(conn: &mut Conn, session: &NewSession) -> Result<Option<i64>> 
     )
     .set(users::epoch.eq(users::epoch))
     .returning(users::epoch)
+    .kept()
     .get_result(c))
     .optional()?;
     let Some(epoch) = epoch else {
@@ -226,6 +228,7 @@ pub async fn open(conn: &mut Conn, session: &NewSession) -> Result<Option<i64>> 
             sessions::expires_at.eq(At(session.expires_at)),
             sessions::absolute_expires_at.eq(At(session.absolute_expires_at)),
         ))
+        .kept()
         .execute(c))?;
     Ok(Some(epoch))
 }
@@ -308,6 +311,7 @@ pub async fn advance(
         sessions::expires_at.eq(expires_at.otherwise(At(idle_until))),
     ))
     .returning((StateRow::as_returning(), user_epoch, has_roles))
+    .kept()
     .get_result(c))
     .optional()?;
     let Some((row, user_epoch, has_roles)) = row else {
@@ -339,6 +343,7 @@ pub async fn revoke(conn: &mut Conn, id: SessionId, now: Timestamp) -> Result<bo
             .filter(sessions::expires_at.gt(At(now)))
     )
     .set(sessions::revoked_at.eq(At(now)))
+    .kept()
     .execute(c))?;
     Ok(revoked == 1)
 }
@@ -362,6 +367,7 @@ pub async fn revoke_all(
     )
     .set(sessions::revoked_at.eq(At(now)))
     .returning(sessions::id)
+    .kept()
     .get_results(c))?;
     Ok(revoked.into_iter().map(SessionId::from).collect())
 }
@@ -427,6 +433,7 @@ pub async fn renew(conn: &mut Conn, id: SessionId, renewal: &Renewal) -> Result<
         sessions::rotated_at.eq(At(renewal.now)),
     ))
     .returning(sessions::generation)
+    .kept()
     .get_result(c))
     .optional()
 }

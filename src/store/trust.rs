@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::{
     conn::{Conn, on},
+    kept::Keep as _,
     listener::NOTIFY,
     pool::Lite,
     schema::{trust_head, trust_log},
@@ -174,7 +175,7 @@ pub(super) async fn append(
     // who listen must cost no round trip meanwhile.
     let head: i64 = on!(
         conn,
-        sqlite | c | advance.returning(trust_head::seq).get_result(c),
+        sqlite | c | advance.returning(trust_head::seq).kept().get_result(c),
         postgres
             | c
             | advance
@@ -206,6 +207,7 @@ async fn insert_each(conn: &mut Lite, rows: &[Row]) -> QueryResult<usize> {
     for row in rows {
         diesel::insert_into(trust_log::table)
             .values(row)
+            .kept()
             .execute(conn)
             .await?;
     }

@@ -18,6 +18,7 @@ pub use self::credentials::{
 };
 use super::{
     conn::{Conn, Outcome, on},
+    kept::Keep as _,
     schema::{audit_origins, idempotency, roles, sessions, user_roles, users},
     types::{At, Id, Labels, illegal, parse},
 };
@@ -188,6 +189,7 @@ pub async fn insert(conn: &mut Conn, user: &NewUser) -> Result<Inserted> {
     let done = on!(conn, |c| diesel::insert_into(users::table)
         .values(&row)
         .on_conflict_do_nothing()
+        .kept()
         .execute(c))?;
     if done == 1 {
         return Ok(Inserted::Done);
@@ -325,6 +327,7 @@ pub async fn update(
             users::metadata.eq(Labels(columns.metadata.labels().clone())),
             users::updated_at.eq(At(now)),
         ))
+        .kept()
         .execute(c))
     .unless_conflict()?;
     Ok(match saved {
@@ -355,6 +358,7 @@ pub async fn set_status(
         )
         .set((users::status.eq(to.as_str()), users::updated_at.eq(At(now))))
         .returning((users::epoch, users::min_session_epoch))
+        .kept()
         .get_result(c))
     } else {
         on!(conn, |c| diesel::update(
@@ -367,6 +371,7 @@ pub async fn set_status(
             users::updated_at.eq(At(now)),
         ))
         .returning((users::epoch, users::min_session_epoch))
+        .kept()
         .get_result(c))
     }
     .optional()?;
@@ -391,6 +396,7 @@ pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option
             users::updated_at.eq(At(now)),
         ))
         .returning((users::epoch, users::min_session_epoch))
+        .kept()
         .get_result(c))
     .optional()?;
     if epochs.is_none() {
@@ -409,6 +415,7 @@ pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option
         sessions::user_agent.eq(""),
         sessions::address.eq(None::<String>),
     ))
+    .kept()
     .execute(c))?;
     super::api_keys::erase(conn, id, now).await?;
     on!(conn, |c| diesel::delete(
@@ -419,6 +426,7 @@ pub async fn erase(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<Option
         idempotency::table.filter(idempotency::subject.eq(user))
     )
     .set(idempotency::reply.eq(&[][..]))
+    .kept()
     .execute(c))?;
     Ok(epochs.map(Epochs::from))
 }
@@ -432,6 +440,7 @@ pub async fn bump_epoch(conn: &mut Conn, id: UserId, now: Timestamp) -> Result<O
             users::updated_at.eq(At(now))
         ))
         .returning(users::epoch)
+        .kept()
         .get_result(c))
     .optional()
 }
@@ -484,6 +493,7 @@ pub async fn bump_epoch_of_role(
 pub async fn lock(conn: &mut Conn, id: UserId) -> Result<bool> {
     let locked = on!(conn, |c| diesel::update(live(id))
         .set(users::epoch.eq(users::epoch))
+        .kept()
         .execute(c))?;
     Ok(locked == 1)
 }

@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Result},
     store::{
         conn::{Conn, Outcome as _, on},
+        kept::Keep as _,
         schema::{audit_checkpoints, audit_events, audit_origins, audit_retention, users},
         types::{At, Id, Uuid},
     },
@@ -153,7 +154,7 @@ fn place_each(
                 audit_events::position.eq(position),
                 audit_events::link.eq(link),
             ));
-        placed += diesel::RunQueryDsl::execute(event, conn)?;
+        placed += diesel::RunQueryDsl::execute(event.kept(), conn)?;
     }
     Ok(placed)
 }
@@ -163,6 +164,7 @@ pub async fn insert_checkpoint(conn: &mut Conn, checkpoint: &Checkpoint) -> Resu
     let row = CheckpointRow::from(checkpoint);
     on!(conn, |c| diesel::insert_into(audit_checkpoints::table)
         .values(&row)
+        .kept()
         .execute(c))?;
     Ok(())
 }
@@ -198,10 +200,11 @@ pub async fn move_mark(
         None => on!(conn, |c| diesel::insert_into(audit_retention::table)
             .values((audit_retention::id.eq(1), mark))
             .on_conflict_do_nothing()
+            .kept()
             .execute(c))?,
         Some(from) => {
             let here = audit_retention::table.filter(audit_retention::mark.eq(from.anchor()));
-            on!(conn, |c| diesel::update(here).set(mark).execute(c))?
+            on!(conn, |c| diesel::update(here).set(mark).kept().execute(c))?
         }
     };
     Ok(moved > 0)

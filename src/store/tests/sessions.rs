@@ -1,12 +1,17 @@
 //! Sessions: opening, the guarded advance, revoking.
 
+use std::sync::{Arc, Mutex};
+
+use diesel::connection::{Instrumentation, InstrumentationEvent};
+use diesel_async::AsyncConnection as _;
 use jiff::Timestamp;
 
 use super::{Database, call, id, on_both, page, seconds, users};
 use crate::{
     domain::{SessionId, StoredPassword, UserId, UserStatus},
     store::{
-        Store,
+        Conn, Store,
+        pool::Link,
         sessions::{self, Advanced, NewSession, Renewal},
     },
 };
@@ -70,7 +75,53 @@ async fn disable(db: &Database, user: UserId) {
     assert!(done.is_some());
 }
 
+/// The statements that a connection has prepared for good.
+#[derive(Clone, Default)]
+struct Prepared(Arc<Mutex<Vec<String>>>);
+
+impl Instrumentation for Prepared {
+    fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        if let InstrumentationEvent::CacheQuery { sql, .. } = event {
+            self.0.lock().unwrap().push(sql.replace(['"', '`'], ""));
+        }
+    }
+}
+
+impl Prepared {
+    fn watch(conn: &mut Conn) -> Self {
+        let prepared = Self::default();
+        match &mut conn.link {
+            Link::Sqlite(link) => link.set_instrumentation(prepared.clone()),
+            Link::Postgres(link) => link.set_instrumentation(prepared.clone()),
+            Link::Closed => panic!("the connection is closed"),
+        }
+        prepared
+    }
+}
+
 on_both! {
+    async fn statements_are_prepared_once(db) {
+        let user = db.user("ana").await;
+        let store = db.open(|config| config.max_connections = 1).await;
+        let call = call();
+        let prepared = store.write(&call, async |tx| {
+            let prepared = Prepared::watch(tx);
+            for from in 0..3 {
+                let session = new_session(user, 0, db.now());
+                sessions::open(tx, &session).await?;
+                let until = db.now() + seconds(100);
+                assert!(sessions::advance(tx, session.id, from, 2, db.now(), until).await?.is_some());
+            }
+            Ok(prepared)
+        });
+        let prepared = prepared.await.unwrap().value.0.lock().unwrap().clone();
+        let begins = |what: &str| prepared.iter().filter(|sql| sql.starts_with(what)).count();
+        for what in ["UPDATE users", "INSERT INTO sessions", "UPDATE sessions"] {
+            assert_eq!(begins(what), 1, "{what}: {prepared:#?}");
+        }
+        assert_eq!(prepared.len(), 3, "{prepared:#?}");
+    }
+
     async fn a_session_is_stored_whole(db) {
         let user = db.user("ana").await;
         let id = open(db, user, 0).await.unwrap();

@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     store::{
         conn::{Conn, Outcome, on},
+        kept::Keep as _,
         login_throttle::Row as CounterRow,
         schema::{login_throttle, trust_head, users},
         types::{At, Id, parse},
@@ -131,6 +132,7 @@ pub async fn set_password(
             users::updated_at.eq(At(now)),
         ))
         .returning((users::epoch, users::min_session_epoch))
+        .kept()
         .get_result(c))
     .optional()?;
     Ok(epochs.map(Epochs::from))
@@ -150,6 +152,7 @@ pub async fn rehash(
             .filter(users::password.eq(old.as_str()))
     )
     .set(users::password.eq(new.as_str()))
+    .kept()
     .execute(c))?;
     Ok(changed == 1)
 }
