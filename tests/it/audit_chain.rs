@@ -580,8 +580,8 @@ on_both! {
         assert_eq!(wrong.status.code(), Some(2));
 
         // Records of a time without a chain are counted, and nothing is said about them.
-        // Two came since.
-        program.succeed(&["migrate", "down", "--yes", "--steps", "3"], "");
+        // Three came since.
+        program.succeed(&["migrate", "down", "--yes", "--steps", "4"], "");
         let output = program.run(&["audit", "verify"]);
         assert!(String::from_utf8(output.stderr).unwrap().contains("countersign migrate up"));
         program.succeed(&["migrate", "up"], "");

@@ -162,7 +162,8 @@ impl Line {
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
             match self.fault() {
                 Fault::Slow(delay) => tokio::time::sleep(delay).await,
-                Fault::Silent => continue,
+                // No line loses a part and goes on with the rest.
+                Fault::Silent => *silent.lock().unwrap() = true,
                 _ => {}
             }
             if *silent.lock().unwrap() {
