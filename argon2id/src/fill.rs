@@ -1,6 +1,13 @@
 //! The order in which blocks are made, and of which (RFC 9106, section 3.4).
 
+use std::thread;
+
 use crate::{Params, SLICES, VARIANT, block::Block, kernel::prefetch};
+
+/// Blocks until others that wait for the processor may have it: a few tenths of a
+/// millisecond. A scheduler lets a thread go on for some milliseconds, and whoever
+/// shares the core with it answers so much later.
+const YIELD: usize = 256;
 
 /// Addresses in a block of them.
 const ADDRESSES: usize = 128;
@@ -134,6 +141,9 @@ impl<'a> Segment<'a> {
                 block ^= &memory[place];
             }
             memory[place] = block;
+            if index % YIELD == YIELD - 1 {
+                thread::yield_now();
+            }
         }
     }
 }

@@ -14,6 +14,9 @@
 //!   the one that is being made. It is made first, and the other block is asked for
 //!   while the rest is computed, so that its way from main memory costs nothing.
 //!
+//! And one lets others live: a hash yields the processor a few times a millisecond, so
+//! that who shares a core with it does not wait for the scheduler's time slice.
+//!
 //! Bounded by memory, an attacker with the same machine gains as much.
 //!
 //! Argon2 lanes (`p`) are computed in turn on the calling thread. There is no
