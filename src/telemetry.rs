@@ -22,19 +22,19 @@ use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, Registry,
-    filter::{LevelFilter, Targets, filter_fn},
+    Layer as _,
+    filter::{LevelFilter, ParseError, Targets},
     fmt::{self, writer::BoxMakeWriter},
     layer::SubscriberExt as _,
-    reload,
     util::SubscriberInitExt as _,
 };
 
+mod levels;
 pub mod metric;
 mod span_fields;
 
+use levels::Levels;
 use span_fields::SpanFields;
 
 /// The recorder puts what was measured into its histograms this often.
@@ -75,7 +75,7 @@ pub enum Format {
 /// Telemetry that is set up. Copies are cheap.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
-    level: reload::Handle<EnvFilter, Registry>,
+    levels: Levels,
     metrics: PrometheusHandle,
     traces: Option<SdkTracerProvider>,
 }
@@ -89,7 +89,7 @@ pub enum Error {
         /// As given.
         level: String,
         /// Why.
-        source: tracing_subscriber::filter::ParseError,
+        source: ParseError,
     },
     /// Something else in the process has taken the place of the logger.
     #[error("the log is already somewhere else")]
@@ -105,9 +105,6 @@ pub enum Error {
         /// Why.
         source: opentelemetry_otlp::ExporterBuildError,
     },
-    /// The logger is gone.
-    #[error("the log level cannot be changed")]
-    Reload(#[from] reload::Error),
 }
 
 impl Default for Config {
@@ -129,7 +126,7 @@ impl Config {
     /// What is wrong with each key, and how to mend it.
     pub fn validate(&self) -> Result<(), Vec<String>> {
         let mut problems = Vec::new();
-        if EnvFilter::try_new(&self.level).is_err() {
+        if levels::parse(&self.level).is_err() {
             problems.push(format!(
                 "telemetry.level is \"{}\"; set it to error, warn, info, debug or trace, or to a \
                  list such as \"info,countersign::access=warn\"",
@@ -197,7 +194,7 @@ impl Telemetry {
             .exports_traces()
             .then(|| exporter(config))
             .transpose()?;
-        let (filter, level) = reload::Layer::new(filter(&config.level)?);
+        let levels = Levels::new(parse(&config.level)?);
         let lines = fmt::layer().with_writer(writer);
         let lines = if config.is_json() {
             // The span has the ids; it is the only one a call is in.
@@ -222,13 +219,13 @@ impl Telemetry {
             .map_err(Error::Metrics)?;
         metric::describe();
         tracing_subscriber::registry()
-            .with(filter)
-            .with(lines.with_filter(filter_fn(is_harmless)))
+            .with(levels.clone())
+            .with(lines)
             .with(spans)
             .try_init()
             .map_err(Error::Log)?;
         let telemetry = Self {
-            level,
+            levels,
             metrics,
             traces,
         };
@@ -247,7 +244,8 @@ impl Telemetry {
     ///
     /// It is no log level; the one in force stays.
     pub fn set_level(&self, level: &str) -> Result<(), Error> {
-        Ok(self.level.reload(filter(level)?)?)
+        self.levels.set(parse(level)?);
+        Ok(())
     }
 
     /// Keeps the metrics tidy until shutdown.
@@ -300,18 +298,11 @@ async fn flush(traces: SdkTracerProvider) {
     }
 }
 
-fn filter(level: &str) -> Result<EnvFilter, Error> {
-    EnvFilter::try_new(level).map_err(|source| Error::Level {
+fn parse(level: &str) -> Result<Targets, Error> {
+    levels::parse(level).map_err(|source| Error::Level {
         level: level.to_owned(),
         source,
     })
-}
-
-/// Below `info` libraries write what they send: the driver of PostgreSQL the
-/// parameters of each statement, e-mail addresses and password hashes among
-/// them. No setting brings these lines out.
-fn is_harmless(line: &Metadata<'_>) -> bool {
-    *line.level() <= Level::INFO || line.target().starts_with(SERVICE)
 }
 
 fn exporter(config: &Config) -> Result<SdkTracerProvider, Error> {
