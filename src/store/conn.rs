@@ -16,12 +16,14 @@ use diesel::{
     QueryResult,
     result::{DatabaseErrorKind as Kind, Error as Diesel},
 };
+use diesel_async::SimpleAsyncConnection as _;
+use futures_util::future::join;
 use jiff::Timestamp;
 
 use super::{
     group::{End, Group, Line},
     health::Health,
-    pool::Link,
+    pool::{Link, Pg},
 };
 use crate::{
     breaker::Permit,
@@ -50,6 +52,8 @@ pub(super) struct Gauge {
     waited: Duration,
     work: Work,
     transaction: Transaction,
+    /// What begins the transaction, while it goes unsent.
+    pub(super) begins: Option<&'static str>,
     answered: bool,
 }
 
@@ -129,8 +133,13 @@ macro_rules! on {
                     gauge.run($on_sqlite).await
                 }
                 $crate::store::pool::Link::Postgres(object) => {
-                    let $pg: &mut $crate::store::pool::Pg = object;
-                    gauge.run($on_postgres).await
+                    // Shared, so that BEGIN and the query can be on their way at once.
+                    let shared: &$crate::store::pool::Pg = object;
+                    let begin = $crate::store::conn::begin(gauge.begins.take(), shared);
+                    let $pg = &mut &*shared;
+                    gauge
+                        .run($crate::store::conn::pipelined(begin, $on_postgres))
+                        .await
                 }
                 $crate::store::pool::Link::Closed => Err($crate::store::conn::Failure::closed()),
             },
@@ -189,6 +198,7 @@ impl Conn {
                 waited,
                 work: Work::Idle,
                 transaction: Transaction::None,
+                begins: None,
                 answered: false,
             },
             changes: Vec::new(),
@@ -222,7 +232,10 @@ impl Conn {
             group.join();
             "SAVEPOINT member"
         } else if self.is_postgres() {
-            "BEGIN READ WRITE"
+            // Goes with the first query. Outside of it the session is read-only,
+            // so that where BEGIN is refused the query changes nothing.
+            self.gauge.begins = Some("BEGIN READ WRITE");
+            return Ok(());
         } else {
             // Takes the write lock at once; a transaction that reads first and
             // is then refused the lock could not be retried.
@@ -294,6 +307,9 @@ impl Conn {
     }
 
     pub(super) async fn commit(&mut self) -> Result<()> {
+        if self.gauge.never_began() {
+            return Ok(());
+        }
         match self.batch("COMMIT").await {
             Ok(()) => {
                 self.gauge.transaction = Transaction::None;
@@ -310,6 +326,9 @@ impl Conn {
     /// Ends the transaction without effect. If that fails, dropping the
     /// connection does it.
     pub(super) async fn rollback(&mut self) {
+        if self.gauge.never_began() {
+            return;
+        }
         self.gauge.transaction = Transaction::Open;
         if self.batch("ROLLBACK").await.is_ok() {
             self.gauge.transaction = Transaction::None;
@@ -318,7 +337,6 @@ impl Conn {
     }
 
     pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Failure> {
-        use diesel_async::SimpleAsyncConnection as _;
         on!(self, |c| c.batch_execute(sql))
     }
 }
@@ -344,6 +362,24 @@ impl Drop for Conn {
     }
 }
 
+/// Sends what begins a transaction, if anything does.
+pub(super) async fn begin(sql: Option<&str>, mut connection: &Pg) -> QueryResult<()> {
+    match sql {
+        Some(sql) => connection.batch_execute(sql).await,
+        None => Ok(()),
+    }
+}
+
+/// A query and what goes before it, without a wait in between.
+pub(super) async fn pipelined<T>(
+    before: impl Future<Output = QueryResult<()>>,
+    query: impl Future<Output = QueryResult<T>>,
+) -> QueryResult<T> {
+    // Polled, and so sent, in this order.
+    let (before, outcome) = join(before, query).await;
+    before.and(outcome)
+}
+
 impl Gauge {
     /// Whether a query may be sent.
     pub(super) fn ready(&self) -> Result<(), Failure> {
@@ -356,6 +392,16 @@ impl Gauge {
             )));
         }
         Ok(())
+    }
+
+    /// Whether the transaction had no query, and so was never begun. It is over
+    /// then.
+    fn never_began(&mut self) -> bool {
+        let never = self.begins.take().is_some();
+        if never {
+            self.transaction = Transaction::None;
+        }
+        never
     }
 
     /// Waits for a query, for so long and no longer.
