@@ -238,7 +238,7 @@ fn postgres_rows(users: u32) -> String {
          FROM generate_series(1::bigint, {users} - 1) AS i CROSS JOIN (SELECT * FROM users LIMIT 1) AS one;
          INSERT INTO sessions (id, user_id, epoch, generation, key_id, binding, device_name, user_agent,
              client_id, created_at, rotated_at, expires_at, absolute_expires_at)
-         SELECT (substr(id::text, 1, 20) || substr(md5(random()::text), 1, 16))::uuid, id, epoch, 0, 1,
+         SELECT (substr(replace(id::text, '-', ''), 1, 17) || substr(md5(random()::text), 1, 15))::uuid, id, epoch, 0, 1,
              decode(md5(random()::text), 'hex'), '', 'grpc-go/1.70.0', '', created_at, created_at,
              created_at + interval '1 day' + random() * interval '30 days', created_at + interval '90 days'
          FROM users;
