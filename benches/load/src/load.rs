@@ -198,6 +198,62 @@ async fn connection(
     }
 }
 
+/// A connection with one call after the other, of one method, each made of the
+/// answer to the one before.
+pub struct Dialogue {
+    stream: tokio::net::TcpStream,
+    requests: Requests,
+    replies: Replies,
+    out: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Dialogue {
+    pub async fn begin(address: &str, path: &str) -> anyhow::Result<Self> {
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let mut out = Vec::new();
+        Ok(Self {
+            stream,
+            requests: Requests::new(address, path, &mut out),
+            replies: Replies::default(),
+            out,
+            buffer: vec![0; BUFFER],
+        })
+    }
+
+    /// The message that answers this one; none if the call failed.
+    pub async fn ask(&mut self, message: &[u8]) -> anyhow::Result<Option<&[u8]>> {
+        let mut outcome = None;
+        let mut sent = false;
+        while outcome.is_none() {
+            if !sent && self.requests.fits(message) {
+                self.requests.call(message, &mut self.out)?;
+                sent = true;
+            }
+            self.stream.write_all(&self.out).await?;
+            self.out.clear();
+            let read = self.stream.read(&mut self.buffer);
+            let read = tokio::time::timeout(PATIENCE, read).await;
+            let read = read.context("the server does not answer")??;
+            ensure!(read > 0, "the server closed the connection");
+            let bytes = self.buffer.get(..read).unwrap_or_default();
+            self.replies.read(bytes, |event| {
+                match event {
+                    Event::Ended { answered, .. } => outcome = Some(answered),
+                    Event::Allowed(more) => self.requests.window += more,
+                    Event::Settings | Event::Ping(_) => {}
+                }
+                acknowledge(event, &mut self.out);
+            })?;
+        }
+        match outcome {
+            Some(true) => self.replies.message().map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
 /// One connection of an open load: who sends and who reads share it.
 struct Line {
     stream: TcpStream,

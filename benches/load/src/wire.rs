@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -61,6 +61,9 @@ pub struct Replies {
     bytes: Vec<u8>,
     /// Streams that have had a message.
     answered: HashSet<u32>,
+    /// What the last stream that brought a message has brought.
+    body: Vec<u8>,
+    body_of: u32,
     /// Streams that have ended. A server may reset one that it has answered, if
     /// it had not read all of the call by then.
     ended: HashSet<u32>,
@@ -149,6 +152,11 @@ impl Replies {
             match kind {
                 DATA => {
                     self.answered.insert(stream);
+                    if self.body_of != stream {
+                        self.body_of = stream;
+                        self.body.clear();
+                    }
+                    self.body.extend_from_slice(payload);
                 }
                 SETTINGS if flags & ACK == 0 => tell(Event::Settings),
                 PING if flags & ACK == 0 => tell(Event::Ping(payload.try_into()?)),
@@ -169,6 +177,12 @@ impl Replies {
         let read = self.bytes.len() - left;
         self.bytes.drain(..read);
         Ok(())
+    }
+
+    /// The message of the last answer, where one call follows another.
+    pub fn message(&self) -> anyhow::Result<&[u8]> {
+        let message = self.body.get(5..);
+        message.context("an answer without a message")
     }
 }
 

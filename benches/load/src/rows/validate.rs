@@ -45,7 +45,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Findings> {
     let (key, mut sessions) = bench.runtime.block_on(async {
         node.register(SESSIONS).await?;
         let sessions = node.log_in(0..SESSIONS).await?;
-        anyhow::Ok((node.public_key().await?, sessions))
+        anyhow::Ok((node.signing_key().await?.x, sessions))
     })?;
     let known: Vec<String> = sessions.iter().map(|s| s.access_token.clone()).collect();
     // One batch for each round, and one to warm up.

@@ -107,7 +107,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Findings> {
     }
     for (name, side) in [("SQLite", &lite), ("PostgreSQL", &pg)] {
         found.note(format!(
-            "{name}: {} refreshes were answered, and {} failed with UNAVAILABLE and were tried again.",
+            "{name}: {} refreshes were answered, and {} failed and were tried again.",
             side.done, side.failed
         ));
     }
