@@ -15,6 +15,7 @@
 #![expect(unreachable_pub, reason = "a program has no outside")]
 
 mod findings;
+mod instructions;
 mod load;
 mod machine;
 mod node;
@@ -88,6 +89,11 @@ struct Cli {
 enum Own {
     #[command(subcommand, hide = true)]
     Yardstick(yardstick::Yardstick),
+    #[command(hide = true)]
+    Verify(instructions::Verifications),
+    /// Counts instructions; scripts/instructions runs it.
+    #[command(hide = true)]
+    Instructions(instructions::Options),
 }
 
 /// What all groups work with.
@@ -106,35 +112,24 @@ struct Bench {
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    if let Some(Own::Yardstick(yardstick)) = cli.own {
-        yardstick.run()?;
-        return Ok(ExitCode::SUCCESS);
+    match cli.own {
+        Some(Own::Yardstick(yardstick)) => yardstick.run()?,
+        Some(Own::Verify(verifications)) => verifications.run()?,
+        Some(Own::Instructions(options)) => return instructions::measure(options),
+        None => return measure(cli),
     }
-    measure(cli)
+    Ok(ExitCode::SUCCESS)
 }
 
 #[expect(clippy::print_stdout, reason = "a table for people is what it makes")]
 fn measure(cli: Cli) -> anyhow::Result<ExitCode> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let bench = Bench {
-        binary: match cli.binary {
-            Some(binary) => binary.canonicalize()?,
-            None => beside("countersign")?,
-        },
-        scripts: root.join("scripts").canonicalize()?,
-        folder: cli
-            .folder
-            .context("--folder is missing; run scripts/bench")?,
         servers: Cores(cli.server_cores),
         rounds: cli.rounds.unwrap_or(if cli.quick { 3 } else { 7 }),
         quick: cli.quick,
-        // With a thread of its own, so that connections end when they are dropped.
-        runtime: tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?,
-        begun: Instant::now(),
+        ..Bench::new(cli.binary, cli.folder)?
     };
+    let root = root();
     ensure!(bench.rounds > 0, "there must be a round");
     let machine = Machine::look(&bench)?;
     let part = Part::of(&cli.groups);
@@ -173,7 +168,33 @@ fn beside(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// The checkout.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 impl Bench {
+    /// One round, on whatever cores there are.
+    fn new(binary: Option<PathBuf>, folder: Option<PathBuf>) -> anyhow::Result<Self> {
+        Ok(Self {
+            binary: match binary {
+                Some(binary) => binary.canonicalize()?,
+                None => beside("countersign")?,
+            },
+            scripts: root().join("scripts").canonicalize()?,
+            folder: folder.context("--folder is missing; run the script that starts this")?,
+            servers: Cores::default(),
+            rounds: 1,
+            quick: false,
+            // With a thread of its own, so that connections end when they are dropped.
+            runtime: tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()?,
+            begun: Instant::now(),
+        })
+    }
+
     /// A value for a whole run, or for a quick one.
     fn pick<T>(&self, whole: T, quick: T) -> T {
         if self.quick { quick } else { whole }

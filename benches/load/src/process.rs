@@ -111,9 +111,14 @@ impl Running {
         Ok(())
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to end, and waits.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        let pid = self.child.id().to_string();
+        let pid = self.id().to_string();
         Command::new("kill").args(["-TERM", &pid]).status()?;
         let begun = Instant::now();
         while self.child.try_wait()?.is_none() {
