@@ -17,7 +17,7 @@ use diesel::{
     result::{DatabaseErrorKind as Kind, Error as Diesel},
 };
 use diesel_async::SimpleAsyncConnection as _;
-use futures_util::future::join;
+use futures_util::future::try_join;
 use jiff::Timestamp;
 
 use super::{
@@ -135,7 +135,7 @@ macro_rules! on {
                 $crate::store::pool::Link::Postgres(object) => {
                     // Shared, so that BEGIN and the query can be on their way at once.
                     let shared: &$crate::store::pool::Pg = object;
-                    let begin = $crate::store::conn::begin(gauge.begins.take(), shared);
+                    let begin = gauge.begin(shared);
                     let $pg = &mut &*shared;
                     gauge
                         .run($crate::store::conn::pipelined(begin, $on_postgres))
@@ -362,22 +362,14 @@ impl Drop for Conn {
     }
 }
 
-/// Sends what begins a transaction, if anything does.
-pub(super) async fn begin(sql: Option<&str>, mut connection: &Pg) -> QueryResult<()> {
-    match sql {
-        Some(sql) => connection.batch_execute(sql).await,
-        None => Ok(()),
-    }
-}
-
 /// A query and what goes before it, without a wait in between.
 pub(super) async fn pipelined<T>(
     before: impl Future<Output = QueryResult<()>>,
     query: impl Future<Output = QueryResult<T>>,
 ) -> QueryResult<T> {
     // Polled, and so sent, in this order.
-    let (before, outcome) = join(before, query).await;
-    before.and(outcome)
+    let ((), value) = try_join(before, query).await?;
+    Ok(value)
 }
 
 impl Gauge {
@@ -392,6 +384,33 @@ impl Gauge {
             )));
         }
         Ok(())
+    }
+
+    /// Sends what begins the transaction, if it was not sent. The wait for the
+    /// connection is part of its time; the query behind it has time of its own, as
+    /// it may wait for a lock.
+    pub(super) fn begin<'a>(
+        &mut self,
+        mut connection: &'a Pg,
+    ) -> impl Future<Output = QueryResult<()>> + use<'a> {
+        let begins = self.begins.take();
+        let mut limit = self.limit;
+        if begins.is_some() {
+            limit = limit.saturating_sub(mem::take(&mut self.waited));
+            // A query as any other; its time is that of the one behind it.
+            self.cost.add_query(Duration::ZERO);
+        }
+        async move {
+            let Some(sql) = begins else { return Ok(()) };
+            let begun = tokio::time::timeout(limit, connection.batch_execute(sql)).await;
+            begun.unwrap_or_else(|_| {
+                let what = format!("{sql} had no answer in {} ms", limit.as_millis());
+                Err(Diesel::DatabaseError(
+                    Kind::UnableToSendCommand,
+                    Box::new(what),
+                ))
+            })
+        }
     }
 
     /// Whether the transaction had no query, and so was never begun. It is over

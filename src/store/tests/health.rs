@@ -9,7 +9,7 @@ use crate::{
     breaker::State,
     domain::{UserId, session::Outage},
     error::Reason,
-    store::{Store, conn::on},
+    store::{Conn, Store, conn::on},
 };
 
 async fn quick(db: &Database) -> Store {
@@ -301,6 +301,58 @@ mod alone {
                 }
             });
             (port, freeze)
+        }
+
+        /// BEGIN goes along with the first query, which is on its way by the time
+        /// that BEGIN is refused.
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn a_query_whose_begin_is_refused_changes_nothing() {
+            let db = Database::postgres().await;
+            let user = new_user("ana", db.now());
+            let outcome = db
+                .try_write(async |tx| {
+                    let begins = tx.gauge.begins.replace("BEGIN READ NOTHING");
+                    assert_eq!(begins, Some("BEGIN READ WRITE"));
+                    users::insert(tx, &user).await
+                })
+                .await;
+            assert_eq!(outcome.unwrap_err().reason(), Reason::Internal);
+            let mut conn = db.store.read(&call()).await.unwrap();
+            assert_eq!(users::get(&mut conn, user.id).await.unwrap(), None);
+            drop(conn);
+            db.try_write(async |tx| users::insert(tx, &user).await)
+                .await
+                .unwrap();
+            db.remove().await;
+        }
+
+        /// BEGIN must answer the sooner, the longer its connection was waited for;
+        /// the query behind it may wait for a lock as long as ever.
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn a_lock_is_no_outage_after_a_wait_for_the_connection_either() {
+            let db = Database::postgres().await;
+            let ana = db.user("ana").await;
+            let store = quick(&db).await;
+            db.write(async |tx| {
+                users::lock(tx, ana).await?;
+                let held = store.read(&call()).await?;
+                let write = async {
+                    let call = call();
+                    let bump = async |tx: &mut Conn| users::bump_epoch(tx, ana, db.now()).await;
+                    store.write(&call, bump).await
+                };
+                let release = async {
+                    tokio::time::sleep(Duration::from_millis(600)).await;
+                    drop(held);
+                };
+                let (write, ()) = tokio::join!(write, release);
+                assert_eq!(write.unwrap_err().reason(), Reason::DependencyUnavailable);
+                Ok(())
+            })
+            .await;
+            look(&store).await.unwrap();
+            assert_eq!(store.last_outage(), None);
+            db.remove().await;
         }
 
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
