@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{
     Layer as _,
-    filter::{LevelFilter, ParseError, Targets},
+    filter::{LevelFilter, Targets},
     fmt::{self, writer::BoxMakeWriter},
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
@@ -33,6 +33,8 @@ use tracing_subscriber::{
 mod levels;
 pub mod metric;
 mod span_fields;
+
+pub use levels::Unreadable;
 
 use levels::Levels;
 use span_fields::SpanFields;
@@ -89,7 +91,7 @@ pub enum Error {
         /// As given.
         level: String,
         /// Why.
-        source: ParseError,
+        source: Unreadable,
     },
     /// Something else in the process has taken the place of the logger.
     #[error("the log is already somewhere else")]

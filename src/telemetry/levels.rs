@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use tracing::{Level, Metadata, Subscriber, callsite, subscriber::Interest};
 use tracing_subscriber::{
     Layer,
-    filter::{LevelFilter, ParseError, Targets},
+    filter::{LevelFilter, Targets},
     layer::Context,
 };
 
@@ -21,15 +21,33 @@ use super::SERVICE;
 #[derive(Debug, Clone)]
 pub(super) struct Levels(Arc<ArcSwap<Targets>>);
 
-/// Reads a level, or a list such as `info,countersign::access=warn`.
-pub(super) fn parse(levels: &str) -> Result<Targets, ParseError> {
-    // Alone, any other word would be taken for a target, and all else be silent.
-    for word in levels.split(',').map(str::trim) {
-        if !word.is_empty() && !word.contains('=') {
-            word.parse::<LevelFilter>()?;
-        }
-    }
-    levels.parse()
+/// A part of a list of levels that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither a level nor target=level")]
+pub struct Unreadable(String);
+
+/// Reads a level, or a list such as `info,countersign::access=warn`. By the
+/// library's own reading a word that is no level is a target, and all else is silent.
+pub(super) fn parse(levels: &str) -> Result<Targets, Unreadable> {
+    let words = levels.split(',').map(str::trim);
+    words
+        .filter(|word| !word.is_empty())
+        .try_fold(Targets::new(), |targets, word| {
+            let unreadable = || Unreadable(word.to_owned());
+            let level = |level: &str| match level.trim() {
+                "" => Err(unreadable()),
+                level => level.parse::<LevelFilter>().map_err(|_| unreadable()),
+            };
+            let Some((target, of_target)) = word.split_once('=') else {
+                return Ok(targets.with_default(level(word)?));
+            };
+            let target = target.trim();
+            // No filter by spans and their fields.
+            if target.is_empty() || target.contains(['[', '{']) {
+                return Err(unreadable());
+            }
+            Ok(targets.with_target(target, level(of_target)?))
+        })
 }
 
 impl Levels {
@@ -78,24 +96,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_alone_is_a_level() {
-        for good in [
-            "info",
-            "INFO",
-            "off",
-            "warn,countersign::access=debug",
-            "countersign=trace, error",
+    fn a_list_is_read_as_it_is_meant() {
+        let access = "countersign::access";
+        for (list, level, of_access) in [
+            ("info", Some(Level::INFO), Some(Level::INFO)),
+            ("INFO", Some(Level::INFO), Some(Level::INFO)),
+            ("off", None, None),
+            ("info,", Some(Level::INFO), Some(Level::INFO)),
+            (
+                "warn, countersign::access = debug",
+                Some(Level::WARN),
+                Some(Level::DEBUG),
+            ),
+            ("countersign::access=off,,trace", Some(Level::TRACE), None),
+            ("countersign=debug", None, Some(Level::DEBUG)),
         ] {
-            parse(good).unwrap();
+            let targets = parse(list).unwrap();
+            for (target, loudest) in [("tokio", level), (access, of_access)] {
+                for line in [
+                    Level::ERROR,
+                    Level::WARN,
+                    Level::INFO,
+                    Level::DEBUG,
+                    Level::TRACE,
+                ] {
+                    let logged = loudest.is_some_and(|loudest| line <= loudest);
+                    assert_eq!(
+                        targets.would_enable(target, &line),
+                        logged,
+                        "{list}: {target}, {line}"
+                    );
+                }
+            }
         }
-        for bad in [
+    }
+
+    #[test]
+    fn what_is_no_level_is_refused() {
+        for list in [
             "inof",
             "countersign",
             "info,countersign::access",
             "a=b=c",
             "countersign=loud",
+            "countersign=",
+            "=info",
+            "countersign[call]=debug",
+            "[{subject}]=debug",
         ] {
-            parse(bad).unwrap_err();
+            parse(list).unwrap_err();
         }
+        assert_eq!(parse("info,inof").unwrap_err(), Unreadable("inof".into()));
     }
 }
