@@ -229,17 +229,17 @@ fn of_the_node(bench: Bench, known: &[String], fresh: Vec<String>) -> anyhow::Re
         ),
         ("ext_authz Check, cached", checks(known), None),
     ];
-    let mut counted = Vec::new();
+    let (mut counted, mut dumps) = (Vec::new(), 0);
     for (what, calls, warm) in subjects {
         bench.say(&format!("counting {what}"));
         // Tokens are seen once for the first time.
         let number = if warm.is_some() { fresh.len() } else { CALLS };
         call(&node, warm.as_ref().unwrap_or(&calls), WARM_UP)?;
-        dump(&node)?;
+        dump(&node, &mut dumps)?;
         call(&node, &calls, number)?;
         counted.push(Count {
             what: what.to_owned(),
-            instructions: dump(&node)? / number as u64,
+            instructions: dump(&node, &mut dumps)? / number as u64,
         });
     }
     node.process.stop()?;
@@ -270,8 +270,8 @@ fn call(node: &Node, calls: &Calls, number: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The instructions since the last dump.
-fn dump(node: &Node) -> anyhow::Result<u64> {
+/// The instructions since the last dump; `dumps` is how many there were.
+fn dump(node: &Node, dumps: &mut u32) -> anyhow::Result<u64> {
     let pid = node.process.id().to_string();
     let out = Command::new("callgrind_control")
         .args(["--dump", &pid])
@@ -282,12 +282,8 @@ fn dump(node: &Node) -> anyhow::Result<u64> {
         "callgrind_control failed: {}",
         String::from_utf8_lossy(&out.stderr)
     );
-    let path = |number: u32| node.home.join(format!("counts.{number}"));
-    let mut newest = 0;
-    while path(newest + 1).exists() {
-        newest += 1;
-    }
-    total(&path(newest))
+    *dumps += 1;
+    total(&node.home.join(format!("counts.{dumps}")))
 }
 
 /// What one of callgrind's files says of all functions together.

@@ -42,8 +42,8 @@ pub const AUDIENCE: &str = "countersign";
 const PASSWORD: &str = "correct horse battery staple";
 const PATIENCE: Duration = Duration::from_mins(1);
 const REFRESH: &str = "/countersign.v1.AuthService/Refresh";
-/// A client whose calls fail more often than this finds no busy server but a fault.
-const MOST_FAILED: usize = 1_000;
+/// When so many calls have failed in a row, it is no busy server but a fault.
+const MOST_FAILED: usize = 100;
 
 /// A node that serves.
 #[derive(Debug)]
@@ -208,6 +208,7 @@ impl Node {
             clients.push(tokio::spawn(async move {
                 let mut line = Dialogue::begin(&address, REFRESH).await?;
                 let mut refreshed = Refreshed::default();
+                let mut in_a_row = 0;
                 while !enough(done.load(Relaxed)) {
                     let request = RefreshRequest {
                         refresh_token: session.refresh_token.clone(),
@@ -216,9 +217,11 @@ impl Node {
                     // One that failed is tried again: the token stays good.
                     let Some(reply) = line.ask(&request.encode_to_vec()).await? else {
                         refreshed.failed += 1;
-                        ensure!(refreshed.failed < MOST_FAILED, "refreshing fails");
+                        in_a_row += 1;
+                        ensure!(in_a_row < MOST_FAILED, "refreshing fails");
                         continue;
                     };
+                    in_a_row = 0;
                     session = RefreshResponse::decode(reply)?
                         .tokens
                         .context("no tokens")?;
