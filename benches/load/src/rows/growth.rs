@@ -5,7 +5,10 @@
 //! ids of their own, so that anybody of them can log in. Who does is drawn at
 //! random: the pages that are needed lie anywhere.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    time::{Duration, Instant},
+};
 
 use anyhow::ensure;
 use diesel::{Connection as _, SqliteConnection, connection::SimpleConnection as _};
@@ -67,6 +70,8 @@ fn on_sqlite(bench: &Bench, found: &mut Findings) -> anyhow::Result<()> {
         let mut connection = SqliteConnection::establish(&node.database_file().to_string_lossy())?;
         connection.batch_execute(&sqlite_rows(users))?;
         drop(connection);
+        // What was written without waiting for the disk, before a COMMIT waits for it.
+        File::open(node.database_file())?.sync_all()?;
         node.restart(bench)?;
         anyhow::Ok(Side::new(bench, node, users, None))
     };
