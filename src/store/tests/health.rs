@@ -308,19 +308,27 @@ mod alone {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn a_query_whose_begin_is_refused_changes_nothing() {
             let db = Database::postgres().await;
-            let user = new_user("ana", db.now());
-            let outcome = db
-                .try_write(async |tx| {
+            let (ana, ben) = (new_user("ana", db.now()), new_user("ben", db.now()));
+            let store = quick(&db).await;
+            let call = call();
+            // From here on the statement is prepared, and sent at once.
+            store
+                .write(&call, async |tx| users::insert(tx, &ana).await)
+                .await
+                .unwrap();
+            let outcome = store
+                .write(&call, async |tx| {
                     let begins = tx.gauge.begins.replace("BEGIN READ NOTHING");
                     assert_eq!(begins, Some("BEGIN READ WRITE"));
-                    users::insert(tx, &user).await
+                    users::insert(tx, &ben).await
                 })
                 .await;
             assert_eq!(outcome.unwrap_err().reason(), Reason::Internal);
-            let mut conn = db.store.read(&call()).await.unwrap();
-            assert_eq!(users::get(&mut conn, user.id).await.unwrap(), None);
+            let mut conn = store.read(&call).await.unwrap();
+            assert_eq!(users::get(&mut conn, ben.id).await.unwrap(), None);
             drop(conn);
-            db.try_write(async |tx| users::insert(tx, &user).await)
+            store
+                .write(&call, async |tx| users::insert(tx, &ben).await)
                 .await
                 .unwrap();
             db.remove().await;
