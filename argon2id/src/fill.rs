@@ -4,7 +4,7 @@ use std::thread;
 
 use crate::{Params, SLICES, VARIANT, block::Block, kernel::prefetch};
 
-/// Blocks until others that wait for the processor may have it: a few tenths of a
+/// Blocks until others that wait for the processor may have it: less than a tenth of a
 /// millisecond. A scheduler lets a thread go on for some milliseconds, and whoever
 /// shares the core with it answers so much later.
 const YIELD: usize = 256;

@@ -14,8 +14,8 @@
 //!   the one that is being made. It is made first, and the other block is asked for
 //!   while the rest is computed, so that its way from main memory costs nothing.
 //!
-//! And one lets others live: a hash yields the processor a few times a millisecond, so
-//! that who shares a core with it does not wait for the scheduler's time slice.
+//! And one lets others live: a hash yields the processor after each 256 blocks, so that
+//! who shares a core with it does not wait for the scheduler's time slice.
 //!
 //! Bounded by memory, an attacker with the same machine gains as much.
 //!
