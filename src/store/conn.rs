@@ -21,6 +21,7 @@ use futures_util::future::try_join;
 use jiff::Timestamp;
 
 use super::{
+    failure::Failure,
     group::{End, Group, Line},
     health::Health,
     pool::{Link, Pg},
@@ -48,7 +49,8 @@ pub(super) struct Gauge {
     cost: Arc<Cost>,
     permit: Option<Permit>,
     limit: Duration,
-    /// What acquiring took; the first query has so much less.
+    /// What acquiring took. The first query has so much less; if a BEGIN goes before
+    /// it, that has.
     waited: Duration,
     work: Work,
     transaction: Transaction,
@@ -74,44 +76,6 @@ enum Transaction {
     /// A statement failed in it: PostgreSQL would turn COMMIT into ROLLBACK
     /// without a word.
     Failed,
-}
-
-/// How a query failed.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// There is no such row.
-    NotFound,
-    /// Another row has the same key.
-    Conflict,
-    /// A row that this one points at is missing, or one that is deleted is
-    /// pointed at.
-    Reference,
-    /// The statement was refused and has had no effect.
-    Refused(Error),
-    /// No answer that can be relied on: what was sent may have been done.
-    Lost(Error),
-}
-
-/// Messages of a database that works and in which somebody else was in the way.
-const BUSY: [&str; 3] = [
-    "is locked",
-    "canceling statement due to lock timeout",
-    "deadlock detected",
-];
-
-/// Messages of a database that does not work, or is another one by now.
-const LOST: [&str; 7] = [
-    "canceling statement due to statement timeout",
-    "terminating connection",
-    "the database system is",
-    "during recovery",
-    "Input/output error",
-    "disk I/O error",
-    "unable to open database file",
-];
-
-fn says(message: &str, parts: &[&str]) -> bool {
-    parts.iter().any(|part| message.contains(part))
 }
 
 /// Runs one query on whichever database the connection belongs to:
@@ -141,38 +105,12 @@ macro_rules! on {
                         .run($crate::store::conn::pipelined(begin, $on_postgres))
                         .await
                 }
-                $crate::store::pool::Link::Closed => Err($crate::store::conn::Failure::closed()),
+                $crate::store::pool::Link::Closed => Err($crate::store::failure::Failure::closed()),
             },
         }
     }};
 }
 pub(super) use on;
-
-/// What a query's outcome is turned into.
-pub(super) trait Outcome<T> {
-    /// No row is `None`.
-    fn optional(self) -> Result<Option<T>>;
-    /// A key that another row has is `None`. A transaction is over by then.
-    fn unless_conflict(self) -> Result<Option<T>>;
-}
-
-impl<T> Outcome<T> for Result<T, Failure> {
-    fn optional(self) -> Result<Option<T>> {
-        match self {
-            Ok(value) => Ok(Some(value)),
-            Err(Failure::NotFound) => Ok(None),
-            Err(failure) => Err(failure.into()),
-        }
-    }
-
-    fn unless_conflict(self) -> Result<Option<T>> {
-        match self {
-            Ok(value) => Ok(Some(value)),
-            Err(Failure::Conflict) => Ok(None),
-            Err(failure) => Err(failure.into()),
-        }
-    }
-}
 
 impl Conn {
     pub(super) fn new(
@@ -326,6 +264,7 @@ impl Conn {
     /// Ends the transaction without effect. If that fails, dropping the
     /// connection does it.
     pub(super) async fn rollback(&mut self) {
+        self.changes.clear();
         if self.gauge.never_began() {
             return;
         }
@@ -333,7 +272,6 @@ impl Conn {
         if self.batch("ROLLBACK").await.is_ok() {
             self.gauge.transaction = Transaction::None;
         }
-        self.changes.clear();
     }
 
     pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Failure> {
@@ -471,49 +409,6 @@ impl Gauge {
         self.health.lost();
         if let Some(permit) = self.permit.take() {
             permit.failure();
-        }
-    }
-}
-
-impl Failure {
-    pub(super) fn closed() -> Self {
-        Self::Lost(Error::internal("a query on a connection that was given up"))
-    }
-
-    /// Which failures are the database's, and which the query's.
-    fn of(error: Diesel, health: &Health) -> Self {
-        let Diesel::DatabaseError(kind, ref information) = error else {
-            return match error {
-                Diesel::NotFound => Self::NotFound,
-                other => Self::Refused(Error::internal(other)),
-            };
-        };
-        let message = information.message();
-        match kind {
-            Kind::UniqueViolation => Self::Conflict,
-            Kind::ForeignKeyViolation => Self::Reference,
-            Kind::SerializationFailure => Self::Refused(Health::busy().because(error)),
-            Kind::ClosedConnection | Kind::UnableToSendCommand => {
-                Self::Lost(health.unavailable().because(error))
-            }
-            // Codes that diesel does not know by name come without their code.
-            Kind::Unknown if says(message, &BUSY) => Self::Refused(Health::busy().because(error)),
-            Kind::Unknown if says(message, &LOST) => {
-                Self::Lost(health.unavailable().because(error))
-            }
-            // It has answered, and the same query would fail again.
-            _ => Self::Refused(Error::internal(error)),
-        }
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::NotFound => Self::internal("a row that must be there is missing"),
-            Failure::Conflict => Self::internal("a key is taken already"),
-            Failure::Reference => Self::internal("a reference is broken"),
-            Failure::Refused(error) | Failure::Lost(error) => error,
         }
     }
 }

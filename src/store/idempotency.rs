@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    conn::{Conn, Outcome, on},
+    conn::{Conn, on},
+    failure::Outcome,
     kept::Keep as _,
     schema::idempotency,
     types::{At, Id},

@@ -6,7 +6,8 @@ use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 
 use super::{
-    conn::{Conn, Outcome as _, on},
+    conn::{Conn, on},
+    failure::Outcome as _,
     schema::{secret_keys, signing_keys},
     types::{At, illegal, parse},
 };

@@ -6,7 +6,8 @@ use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 
 use super::{
-    conn::{Conn, Outcome, on},
+    conn::{Conn, on},
+    failure::Outcome,
     kept::Keep as _,
     schema::login_throttle,
     types::{At, illegal},

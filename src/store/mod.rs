@@ -3,7 +3,7 @@
 //!
 //! A tour. `config` says which database; `pool` opens it; `conn` is a
 //! connection on loan to one call, and the macro `on!` that runs one query text
-//! on both databases; `kept` has a connection prepare a statement once; `group`
+//! on both databases; `failure` says whose fault it is if that fails; `kept` has a connection prepare a statement once; `group`
 //! lets those who write to SQLite share a COMMIT; `types` and `schema` are the
 //! columns and tables; `migrate` makes them. Then a file for each group of
 //! tables: [`users`], [`roles`], [`sessions`], [`api_keys`], [`keys`],
@@ -24,6 +24,7 @@ pub mod api_keys;
 pub mod audit;
 mod config;
 mod conn;
+mod failure;
 mod group;
 mod health;
 pub mod idempotency;

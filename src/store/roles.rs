@@ -10,7 +10,8 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::{
-    conn::{Conn, Failure, on},
+    conn::{Conn, on},
+    failure::Failure,
     kept::Keep as _,
     schema::{role_permissions, roles, user_roles, users},
     types::{At, Id, illegal, parse},

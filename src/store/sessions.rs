@@ -12,7 +12,8 @@ use diesel_async::RunQueryDsl;
 use jiff::Timestamp;
 
 use super::{
-    conn::{Conn, Outcome, on},
+    conn::{Conn, on},
+    failure::Outcome,
     kept::Keep as _,
     schema::{sessions, user_roles, users},
     types::{At, Id, illegal, parse},

@@ -17,7 +17,8 @@ pub use self::credentials::{
     stored_under,
 };
 use super::{
-    conn::{Conn, Outcome, on},
+    conn::{Conn, on},
+    failure::Outcome,
     kept::Keep as _,
     schema::{audit_origins, idempotency, roles, sessions, user_roles, users},
     types::{At, Id, Labels, illegal, parse},

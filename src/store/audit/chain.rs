@@ -17,7 +17,8 @@ use crate::{
     },
     error::{Error, Result},
     store::{
-        conn::{Conn, Outcome as _, on},
+        conn::{Conn, on},
+        failure::Outcome as _,
         kept::Keep as _,
         schema::{audit_checkpoints, audit_events, audit_origins, audit_retention, users},
         types::{At, Id, Uuid},

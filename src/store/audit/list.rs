@@ -16,7 +16,8 @@ use crate::{
     },
     error::Result,
     store::{
-        conn::{Conn, Outcome as _, on},
+        conn::{Conn, on},
+        failure::Outcome as _,
         schema::{audit_events, audit_origins},
         types::{At, Id},
     },

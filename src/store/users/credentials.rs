@@ -12,7 +12,8 @@ use crate::{
     },
     error::{Error, Result},
     store::{
-        conn::{Conn, Outcome, on},
+        conn::{Conn, on},
+        failure::Outcome,
         kept::Keep as _,
         login_throttle::Row as CounterRow,
         schema::{login_throttle, trust_head, users},
